@@ -1,0 +1,298 @@
+"""The command line: each command parses, imports one stage, calls it, and says what to type next.
+
+Standard output holds answers and `--json` only; everything else goes to standard error. Exit codes: 0 done, 1 a fault
+of the program, 2 a mistake that the person can put right, 130 stopped by Ctrl-C. Only click is loaded for `--help`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerasllm import __version__
+from kerasllm.environment import load_tensorflow
+from kerasllm.errors import UserError
+
+COMMAND = "kerasllm"
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which they are used, which is the order of this file."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    if debug:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    elif not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        return commands.main(arguments, prog_name=COMMAND, standalone_mode=False) or 0
+    except click.Abort as abort:
+        error: BaseException = abort.__cause__ or abort
+    except Exception as any_error:
+        error = any_error
+    if debug and not isinstance(error, click.ClickException):
+        traceback.print_exception(error)
+    message, code = _explain(error)
+    click.echo(message, err=True)
+    return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Returns the line that the person reads, and the exit code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        advice = f" (see `{context.command_path} --help`)" if context else ""
+        return f"error: {' '.join(error.format_message().split())}{advice}", error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return str(error) or "stopped; type the same command again to go on", 130
+    words = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
+    return f"error: unexpected {what}; run again with --debug for the traceback", 1
+
+
+def _common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what every stage takes; all take the same, so that a script can hand its options on."""
+    options = [
+        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting."),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            envvar="KERASLLM_DATA",
+            help="Where the files that a recipe names lie. [environment variable: KERASLLM_DATA]",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON."),
+        click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and TensorFlow's messages."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_InOrder, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name=COMMAND)
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """From raw text to a model that answers on a server.
+
+    \b
+    kerasllm train translate/dates_tiny --run-dir runs/dates
+    kerasllm evaluate runs/dates
+    kerasllm predict runs/dates "5. März 2021"
+    kerasllm export runs/dates --to saved_models/dates
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@commands.group(invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
+    """List the recipes that come with the package.
+
+    \b
+    kerasllm recipes
+    kerasllm recipes copy translate/dates_tiny my_dates.yaml
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from kerasllm.recipe import list_recipes
+
+    found = list_recipes()
+    width = max((len(recipe.name) for recipe in found), default=0)
+    for recipe in found:
+        click.echo(f"{recipe.name:<{width}}  {recipe.purpose}")
+    name = found[0].name if found else "NAME"
+    _say_next("train", name, "--run-dir", f"runs/{name.rpartition('/')[2]}")
+    _say_next("recipes", "copy", name, instead="to change one:")
+
+
+@recipes.command()
+@click.argument("name")
+@click.argument("to", type=click.Path(path_type=Path), default=".")
+def copy(name: str, to: Path) -> None:
+    """Copy the recipe NAME to the file or directory TO, to change it.
+
+    \b
+    kerasllm recipes copy translate/dates_tiny my_dates.yaml
+    """
+    from kerasllm.recipe import copy_recipe
+
+    path = copy_recipe(name, to)
+    click.echo(path)
+    _say_next("train", str(path), "--run-dir", f"runs/{path.stem}")
+
+
+@commands.command()
+@click.argument("recipe")
+@_common_options
+def prepare(recipe: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
+    """Read, clean and tokenize the data of RECIPE.
+
+    RECIPE is a file or a name from `kerasllm recipes`. `train` does this by itself; by hand, it shows what the cleaning
+    dropped. The result is kept under a hash of data and settings, in $KERASLLM_CACHE or ~/.cache/kerasllm.
+
+    \b
+    kerasllm prepare translate/multi30k_small --data-dir data
+    """
+    from kerasllm.recipe import load_recipe
+    from kerasllm.stages.prepare import prepare as prepare_stage
+
+    loaded = load_recipe(recipe, overrides)
+    _report(prepare_stage(loaded, data_dir), as_json)
+    run_dir = f"runs/{loaded.name.rpartition('/')[2]}"
+    _say_next("train", recipe, "--run-dir", run_dir, *_repeated(overrides, data_dir))
+
+
+@commands.command()
+@click.argument("recipe")
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where all of the run is kept.")
+@_common_options
+def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
+    """Train the model of RECIPE, or go on with a run.
+
+    RECIPE is a file or a name from `kerasllm recipes`. An existing run goes on where it stopped.
+
+    \b
+    kerasllm train translate/dates_tiny --run-dir runs/dates
+    kerasllm train translate/dates_tiny --run-dir runs/wide --set model.hidden_dim=256 --set seed=2
+    """
+    from kerasllm.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    load_tensorflow()
+    from kerasllm.stages.train import train as train_stage
+
+    _report(train_stage(loaded, run_dir, data_dir), as_json)
+    _say_next("evaluate", str(run_dir), *_repeated((), data_dir))
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@_common_options
+def evaluate(run: Path, split: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
+    """Measure how good the answers of the trained RUN are.
+
+    They are written, beside the references, to RUN/predictions/SPLIT.jsonl.
+
+    \b
+    kerasllm evaluate runs/dates
+    kerasllm evaluate runs/dates --split validation --set generation.beam_size=1 --json
+    """
+    load_tensorflow()
+    from kerasllm.stages.evaluate import evaluate as evaluate_stage
+
+    _report(evaluate_stage(run, split, data_dir, overrides), as_json)
+    _say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option("--input", "file", type=click.File("rb"), help="Read the texts from a file, one a line.")
+@_common_options
+def predict(
+    run: Path, texts: Sequence[str], file: Any, overrides: Sequence[str], data_dir: Path | None, as_json: bool
+) -> None:
+    """Answer each TEXT with the trained RUN.
+
+    Without a TEXT they are read from standard input, one a line. Answers go to standard output, in the same order.
+
+    \b
+    kerasllm predict runs/dates "5. März 2021" "March 5th, 2021"
+    kerasllm predict runs/dates --input dates.txt > answers.txt
+    """
+    if texts and file:
+        raise UserError("texts were given both as arguments and by --input; leave one of them out")
+    texts = texts or _read_lines(file or click.get_binary_stream("stdin"), file.name if file else "standard input")
+    load_tensorflow()
+    from kerasllm.stages.predict import predict as predict_stage
+
+    answers = predict_stage(run, texts, overrides)
+    if as_json:
+        _report({"predictions": answers}, as_json)
+    else:
+        for answer in answers:
+            click.echo(answer["text"])
+    _say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="saved_models/NAME, for its next version.")
+@_common_options
+def export(run: Path, to: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
+    """Publish the trained RUN as a SavedModel for TF Serving.
+
+    It becomes the next version in the directory that --to names, after it gave the same answers in a fresh process.
+
+    \b
+    kerasllm export runs/dates --to saved_models/dates
+    kerasllm export runs/dates --to saved_models/dates_greedy --set generation.beam_size=1
+    """
+    load_tensorflow()
+    from kerasllm.serving import saved_model
+    from kerasllm.stages.export import export as export_stage
+
+    _report(export_stage(run, to, overrides), as_json)
+    script = min(os.path.relpath(saved_model.__file__), saved_model.__file__, key=len)
+    click.echo(f"next: {shlex.join(['python', script, str(to), 'TEXT'])}", err=True)
+
+
+def _read_lines(stream: Any, name: str) -> list[str]:
+    """Returns the lines of a binary stream.
+
+    Raises:
+        UserError: it is not UTF-8, or empty.
+    """
+    if stream.isatty():
+        click.echo("one text a line; Ctrl-D ends", err=True)
+    content = stream.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}:{line}: byte {error.start}: not UTF-8; convert it to UTF-8") from error
+    if not text:
+        raise UserError(f"{name}: empty; give one text a line, or as arguments")
+    # Only a newline ends a text; str.splitlines would also cut at eleven other characters.
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def _report(result: dict[str, Any], as_json: bool) -> None:
+    """Writes a stage's result to standard output, if that was asked for."""
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False, default=str))
+
+
+def _repeated(overrides: Sequence[str], data_dir: Path | None) -> list[str]:
+    """Returns the options that the next command needs again."""
+    options = [part for override in overrides for part in ("--set", override)]
+    from_command_line = data_dir is not None and str(data_dir) != os.environ.get("KERASLLM_DATA")
+    return [*options, "--data-dir", str(data_dir)] if from_command_line else options
+
+
+def _say_next(*arguments: str, instead: str = "next:") -> None:
+    click.echo(f"{instead} {shlex.join([COMMAND, *arguments])}", err=True)

@@ -1,0 +1,158 @@
+"""What a recipe can say in its sections `data`, `cleaning`, `tokenizer` and `batching`. Loads no TensorFlow."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from kerasllm.settings import Settings
+
+TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def table_kind(file: str) -> str:
+    """The extension that says how a table is written: `.csv` for both `a.csv` and `a.csv.gz`; "" if there is none."""
+    name = file.removesuffix(".gz")
+    kind = name[name.rfind(".") :] if "." in name else ""
+    return "" if kind == ".parquet" and file.endswith(".gz") else kind
+
+
+class SplitSettings(Settings):
+    """What every kind of source shares: a required `train` split, and `validation` and `test` if there are any."""
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that the recipe names, in the order train, validation, test."""
+        return [split for split in ("train", "validation", "test") if getattr(self, split) is not None]
+
+
+class ParallelTextSettings(SplitSettings):
+    """Plain text files with one record a line: line n of every file of a split belongs to the same record."""
+
+    source: Literal["parallel_text"]
+    train: dict[str, str] = Field(min_length=1)
+    """Field -> file, relative to the data directory; `.gz` is unpacked while reading."""
+    validation: dict[str, str] | None = None
+    test: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> "ParallelTextSettings":
+        for split in self.splits:
+            if set(getattr(self, split)) != set(self.train):
+                raise ValueError(f"{split} must name a file for the same fields as train: {', '.join(self.train)}")
+        return self
+
+
+class TableSettings(SplitSettings):
+    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet, by extension."""
+
+    source: Literal["table"]
+    train: str
+    """File, relative to the data directory."""
+    validation: str | None = None
+    test: str | None = None
+    columns: dict[str, str] = Field(min_length=1)
+    """Field -> name of the column that holds it."""
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _check_extension(cls, file: str | None) -> str | None:
+        if file is not None and table_kind(file) not in TABLE_KINDS:
+            raise ValueError(
+                f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz"
+            )
+        return file
+
+
+class TfdsSettings(SplitSettings):
+    """A dataset of TensorFlow Datasets, by its name."""
+
+    source: Literal["tfds"]
+    name: str
+    """As TFDS writes it: `name`, `name/config` or `name/config:version`."""
+    train: str
+    """Split in the language of TFDS, such as `train` or `train[:90%]`."""
+    validation: str | None = None
+    test: str | None = None
+    columns: dict[str, str] = Field(min_length=1)
+    """Field -> feature of the dataset; the part of a nested feature is written `translation/en`."""
+
+
+class BuiltInSettings(SplitSettings):
+    """A set that is generated on this machine, the same for the same seed."""
+
+    source: Literal["built_in"]
+    name: Literal["dates"]
+    train: int = Field(ge=1)
+    """Number of records."""
+    validation: int | None = Field(default=None, ge=1)
+    test: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    """Apart from the seed of the training, so that runs with several seeds are tested on the same records."""
+
+
+DataSettings = Annotated[
+    ParallelTextSettings | TableSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
+]
+
+
+class CleaningSettings(Settings):
+    """How texts are normalised and which training records are dropped."""
+
+    normalize_unicode: Literal["NFC", "NFKC", "none"] = "NFC"
+    collapse_spaces: bool = True
+    """Any run of white space becomes one space, none stays at the ends."""
+    min_characters: int = Field(default=1, ge=1)
+    """Shortest text of a field, in characters."""
+    max_characters: int = Field(default=2000, ge=1)
+    """Longest text of a field, in characters."""
+    max_length_ratio: float | None = Field(default=9.0, ge=1)
+    """Longest by shortest field of a record, in characters; null keeps every ratio."""
+    drop_duplicates: bool = True
+    drop_leaks: bool = True
+    """Drop training records that also stand in validation or test."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "CleaningSettings":
+        if self.min_characters > self.max_characters:
+            raise ValueError(f"min_characters {self.min_characters} exceeds max_characters {self.max_characters}")
+        return self
+
+
+class TokenizerSettings(Settings):
+    """How text becomes token ids. The vocabulary is learnt by `prepare` from the training split alone."""
+
+    kind: Literal["subwords", "words", "characters"] = "subwords"
+    max_vocabulary_size: int = Field(default=8000, ge=8)
+    """Number of ids, the four special tokens included; a small corpus may give fewer."""
+    model: Literal["unigram", "bpe"] = "unigram"
+    """The SentencePiece algorithm; for subwords only."""
+    character_coverage: float = Field(default=1.0, gt=0.9, le=1.0)
+    """Share of the characters in the corpus that subwords must cover; for subwords only."""
+    lowercase: bool = False
+    max_training_sentences: int = Field(default=1_000_000, ge=1)
+    """Texts that the vocabulary is learnt from, spread evenly over the corpus; bounds the memory of `prepare`."""
+
+    @model_validator(mode="after")
+    def _check_subword_options(self) -> "TokenizerSettings":
+        for key in ("model", "character_coverage"):
+            # Compared with the default, because the recipe that a run keeps has every default written out.
+            if self.kind != "subwords" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"'{key}' is for kind: subwords only")
+        return self
+
+
+class BatchingSettings(Settings):
+    """How examples are put together into batches."""
+
+    tokens_per_batch: int = Field(default=4096, ge=1)
+    """Positions of the global batch, padding included: examples times the longest sequence of any feature."""
+    max_sequence_length: int = Field(default=256, ge=2)
+    """In tokens, special tokens included; longer examples are left out of training and counted."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "BatchingSettings":
+        if self.max_sequence_length > self.tokens_per_batch:
+            raise ValueError(
+                f"max_sequence_length {self.max_sequence_length} exceeds tokens_per_batch {self.tokens_per_batch}"
+            )
+        return self

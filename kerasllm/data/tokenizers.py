@@ -1,0 +1,273 @@
+"""Text <-> token ids as graph operations, so that the exported model takes and gives plain strings."""
+
+import hashlib
+import io
+import json
+import tempfile
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from kerasllm.data.settings import CleaningSettings, TokenizerSettings
+from kerasllm.errors import UserError
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+UNKNOWN_TEXT = "⁇"
+DESCRIPTION = "tokenizer.json"
+# All that Python's str.split() takes for white space, in the language of RE2.
+_WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\p{Z}]+"
+_CHUNK_TEXTS = 1024
+_MAX_WORDS = 1_000_000
+
+
+class Tokenizer(tf.Module):
+    """What every kind of tokenizer does around its vocabulary. Ids 0 to 3 mean the same in each kind.
+
+    Texts are normalised in the graph exactly as cleaning normalised the training texts, so that a question to the
+    exported model meets the same vocabulary. Track it in a SavedModel whose endpoints use it.
+
+    Args:
+        vocabulary_size: number of ids, special tokens included.
+        normalization: `normalize_unicode`, `collapse_spaces` and `lowercase` as in the settings.
+    """
+
+    pad_id = 0
+    start_id = 1
+    end_id = 2
+    unknown_id = 3
+
+    def __init__(self, vocabulary_size: int, normalization: dict) -> None:
+        super().__init__()
+        self.vocabulary_size = vocabulary_size
+        self._normalization = dict(normalization)
+
+    @abstractmethod
+    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor: ...
+
+    @abstractmethod
+    def _detokenize(self, token_ids: tf.RaggedTensor) -> tf.Tensor: ...
+
+    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """string [B] -> int32 [B, None], without special tokens."""
+        return self._tokenize(normalize(texts, self._normalization))
+
+    def detokenize(self, token_ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """int32 [B, T], dense or ragged -> string [B].
+
+        Padding and starts are dropped, and everything from the first end on; an unknown token reads `⁇`.
+        """
+        if isinstance(token_ids, tf.RaggedTensor):
+            token_ids = token_ids.to_tensor(self.pad_id)
+        has_ended = tf.cumsum(tf.cast(token_ids == self.end_id, tf.int32), axis=1) > 0
+        is_text = (token_ids != self.pad_id) & (token_ids != self.start_id) & ~has_ended
+        return self._detokenize(tf.ragged.boolean_mask(token_ids, is_text))
+
+
+def normalize(texts: tf.Tensor, normalization: dict) -> tf.Tensor:
+    """string [B] -> string [B]: `cleaning.normalize` as graph operations, then lower case if asked for."""
+    if normalization["normalize_unicode"] != "none":
+        texts = tf_text.normalize_utf8(texts, normalization["normalize_unicode"])
+    if normalization["collapse_spaces"]:
+        texts = tf.strings.strip(tf.strings.regex_replace(texts, _WHITE_SPACE, " "))
+    if normalization["lowercase"]:
+        texts = tf.strings.lower(texts, encoding="utf-8")
+    return texts
+
+
+class SubwordTokenizer(Tokenizer):
+    """SentencePiece: pieces of words, most frequent words whole.
+
+    Args:
+        model: the bytes of a trained SentencePiece model; they become part of the graph.
+    """
+
+    def __init__(self, model: bytes, normalization: dict) -> None:
+        self._sentencepiece = tf_text.SentencepieceTokenizer(model=model)
+        super().__init__(int(self._sentencepiece.vocab_size()), normalization)
+
+    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        return self._sentencepiece.tokenize(texts)
+
+    def _detokenize(self, token_ids: tf.RaggedTensor) -> tf.Tensor:
+        return self._sentencepiece.detokenize(token_ids)
+
+
+class ListTokenizer(Tokenizer):
+    """A plain list of words (between spaces) or of characters.
+
+    Args:
+        kind: `words` or `characters`.
+        entries: the vocabulary after the special tokens, in the order of their ids.
+    """
+
+    def __init__(self, kind: str, entries: list[str], normalization: dict) -> None:
+        super().__init__(len(SPECIAL_TOKENS) + len(entries), normalization)
+        self._split = _SPLIT[kind]
+        self._separator = " " if kind == "words" else ""
+        self._entries = tf.constant([*[""] * 3, UNKNOWN_TEXT, *entries])
+        ids = tf.range(len(SPECIAL_TOKENS), self.vocabulary_size, dtype=tf.int64)
+        pairs = tf.lookup.KeyValueTensorInitializer(self._entries[len(SPECIAL_TOKENS) :], ids)
+        self._table = tf.lookup.StaticHashTable(pairs, default_value=self.unknown_id)
+
+    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        tokens = self._split(texts)
+        return tokens.with_flat_values(tf.cast(self._table.lookup(tokens.flat_values), tf.int32))
+
+    def _detokenize(self, token_ids: tf.RaggedTensor) -> tf.Tensor:
+        tokens = token_ids.with_flat_values(tf.gather(self._entries, token_ids.flat_values))
+        return tf.strings.reduce_join(tokens, axis=1, separator=self._separator)
+
+
+_SPLIT: dict[str, Callable[[tf.Tensor], tf.RaggedTensor]] = {
+    "words": lambda texts: tf.strings.split(texts),
+    "characters": lambda texts: tf.strings.unicode_split(texts, "UTF-8"),
+}
+
+
+def _count_tokens(texts: Iterable[str], kind: str, normalization: dict) -> Counter[bytes]:
+    """How often every word or character occurs in the normalised texts."""
+    texts = iter(texts)
+    counts: Counter[bytes] = Counter()
+    while chunk := list(islice(texts, _CHUNK_TEXTS)):
+        counts.update(_SPLIT[kind](normalize(tf.constant(chunk), normalization)).flat_values.numpy())
+    return counts
+
+
+def thin_out(counts: Counter[bytes], max_total: int) -> dict[bytes, int]:
+    """Counts in the same proportions that add up to at most `max_total`: every n-th occurrence is taken.
+
+    >>> thin_out(Counter(a=60, b=30, c=9, d=1), 10)
+    {'a': 6, 'b': 3, 'd': 1}
+    """
+    total = sum(counts.values())
+    thinned = {}
+    before = 0
+    for token, count in sorted(counts.items()):
+        after = before + count
+        if taken := after * max_total // total - before * max_total // total:
+            thinned[token] = taken
+        before = after
+    return thinned if total > max_total else dict(sorted(counts.items()))
+
+
+def _train_sentencepiece(words: dict[bytes, int], settings: TokenizerSettings, **options: Any) -> bytes:
+    """A SentencePiece model, as bytes, from the counts of words: no piece reaches over a space.
+
+    Memory grows with the sum of the counts, by about a kilobyte for ten words.
+    """
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    written = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+        rules.write("FEFF\t\n")  # a byte order mark is no text; with no rule at all each load prints a remark
+        rules.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(b"%s\t%d" % (word, count) for word, count in words.items()),
+            input_format="tsv",
+            model_writer=written,
+            model_type=settings.model,
+            vocab_size=settings.max_vocabulary_size,
+            hard_vocab_limit=False,
+            character_coverage=settings.character_coverage,
+            normalization_rule_tsv=rules.name,
+            pad_id=Tokenizer.pad_id,
+            bos_id=Tokenizer.start_id,
+            eos_id=Tokenizer.end_id,
+            unk_id=Tokenizer.unknown_id,
+            unk_surface=UNKNOWN_TEXT,
+            num_threads=4,
+            minloglevel=2,
+            **options,
+        )
+    model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    model.normalizer_spec.normalization_rule_tsv = ""  # a temporary name, the only thing that differs between two runs
+    return model.SerializeToString(deterministic=True)
+
+
+def _train_subwords(settings: TokenizerSettings, counts: Counter[bytes], collapse_spaces: bool) -> bytes:
+    """The SentencePiece model for words with these counts.
+
+    Raises:
+        UserError: the vocabulary is too small for the characters that it must cover.
+    """
+    characters = sorted(set("".join(word.decode("utf-8") for word in counts)))
+    words = thin_out(counts, _MAX_WORDS)
+    if (
+        not collapse_spaces
+    ):  # then SentencePiece puts no space before the first word, and learns that of the others here
+        words = {b" " + word: count for word, count in words.items()}
+    options = {"add_dummy_prefix": collapse_spaces, "remove_extra_whitespaces": collapse_spaces}
+    if settings.character_coverage == 1:
+        options["required_chars"] = "".join(characters)
+    try:
+        return _train_sentencepiece(words, settings, **options)
+    except RuntimeError as error:
+        raise UserError(
+            f"tokenizer.max_vocabulary_size: SentencePiece learns no {settings.max_vocabulary_size} subwords from "
+            f"texts of {len(characters)} different characters ({str(error).rpartition('] ')[2]}); raise it, or lower "
+            "tokenizer.character_coverage"
+        ) from error
+
+
+def _choose_entries(settings: TokenizerSettings, counts: Counter[bytes]) -> bytes:
+    """The most frequent words or characters, as JSON."""
+    by_frequency = sorted(counts, key=lambda entry: (-counts[entry], entry))
+    entries = by_frequency[: settings.max_vocabulary_size - len(SPECIAL_TOKENS)]
+    return json.dumps([entry.decode("utf-8") for entry in entries], ensure_ascii=False).encode("utf-8")
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Load what `train_tokenizer` wrote.
+
+    Raises:
+        UserError: a file is missing, or the vocabulary is not the one that was trained (by checksum).
+    """
+    try:
+        description = json.loads((directory / DESCRIPTION).read_bytes())
+        vocabulary = (directory / description["file"]).read_bytes()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory}: holds no readable tokenizer ({error}); run prepare again") from error
+    if hashlib.sha256(vocabulary).hexdigest() != description["sha256"]:
+        raise UserError(f"{directory / description['file']}: does not match its checksum; run prepare again")
+    if description["kind"] == "subwords":
+        return SubwordTokenizer(vocabulary, description["normalization"])
+    return ListTokenizer(description["kind"], json.loads(vocabulary), description["normalization"])
+
+
+def train_tokenizer(
+    settings: TokenizerSettings, cleaning: CleaningSettings, texts: Iterable[str], directory: Path
+) -> Tokenizer:
+    """Learn a vocabulary, write it with its description to `directory`, and load it.
+
+    Args:
+        cleaning: how the texts were normalised, to be repeated in the graph.
+        texts: all of them are used; the caller bounds their number.
+    """
+    normalization = {
+        "normalize_unicode": cleaning.normalize_unicode,
+        "collapse_spaces": cleaning.collapse_spaces,
+        "lowercase": settings.lowercase,
+    }
+    if settings.kind == "subwords":
+        counts = _count_tokens(texts, "words", normalization)
+        file, vocabulary = "subwords.model", _train_subwords(settings, counts, cleaning.collapse_spaces)
+    else:
+        counts = _count_tokens(texts, settings.kind, normalization)
+        file, vocabulary = "vocabulary.json", _choose_entries(settings, counts)
+    description = {
+        "kind": settings.kind,
+        "file": file,
+        "sha256": hashlib.sha256(vocabulary).hexdigest(),
+        "normalization": normalization,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / file).write_bytes(vocabulary)
+    (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return load_tokenizer(directory)

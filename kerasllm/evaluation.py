@@ -1,0 +1,74 @@
+"""How good a model is on a split: the same measure while it trains and afterwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from kerasllm.data.batching import BatchStream
+from kerasllm.data.store import Examples
+from kerasllm.trained_run import answer_texts
+
+
+class LossSum:
+    """The loss over a whole split, summed over its tokens, without label smoothing.
+
+    Args:
+        task: whose `loss` it is.
+        model: the model; its weights of the moment count.
+        stream: of the split, on one replica.
+    """
+
+    def __init__(self, task: Any, model: Any, stream: BatchStream):
+        import tensorflow as tf
+
+        def sums(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            losses, weights = task.loss(model, batch, training=False)  # [B, T], [B, T]
+            return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+
+        signature = {name: tf.TensorSpec([None, None], tf.int32) for name in stream.feature_names}
+        self.stream, self._sums = stream, tf.function(sums, input_signature=[signature], autograph=False)
+
+    def __call__(self) -> tuple[float, float]:
+        """The sum in nats, and the number of tokens."""
+        loss, tokens = 0.0, 0.0
+        for rows in self.stream.batches(epoch=0):
+            for batch in self.stream.parts(rows):
+                batch_loss, batch_tokens = self._sums(batch)
+                loss, tokens = loss + float(batch_loss), tokens + float(batch_tokens)
+        return loss, tokens
+
+
+class Evaluator:
+    """Answers a split and measures; can be called again after the weights have changed.
+
+    Args:
+        task: with its model built.
+        examples: the split.
+        stream: of the same examples, on one replica.
+    """
+
+    def __init__(self, task: Any, model: Any, examples: Examples, stream: BatchStream):
+        self.task, self.loss_sum = task, LossSum(task, model, stream)
+        source, reference = task.fields
+        self.sources, self.references = list(examples.texts[source]), list(examples.texts[reference])
+
+    def __call__(self, description: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Measures with the weights of this moment.
+
+        Args:
+            description: what the progress bar says.
+
+        Returns:
+            The metrics of the task with `loss` (nats per token) and `perplexity`; and for each record, in the order
+            of the split, `source`, `reference`, `prediction` and `score`.
+        """
+        answers = answer_texts(self.task, self.sources, description)
+        rows = [
+            {"source": source, "reference": reference, "prediction": answer["text"], "score": answer["score"]}
+            for source, reference, answer in zip(self.sources, self.references, answers, strict=True)
+        ]
+        loss, tokens = self.loss_sum()
+        metrics = self.task.metrics([row["prediction"] for row in rows], self.references)
+        figures = {"loss": loss / tokens, "perplexity": math.exp(loss / tokens), "tokens": int(tokens)}
+        return {**metrics, **figures}, rows

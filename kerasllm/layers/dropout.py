@@ -1,0 +1,54 @@
+"""Dropout whose random bits are cheap, and different on every replica."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+
+class Dropout(keras.layers.Layer):
+    r"""Sets each element to 0 with probability `rate` in training, and divides the others by `1 - rate`.
+
+    Keras draws one random float per element. Here a 16-bit integer decides, two from each 32 random bits, which takes
+    half the time on a CPU; `rate` is therefore rounded to a multiple of 1/65536. The mask is a function of the
+    generator's state and of the replica: replicas of one step draw different masks.
+
+    Args:
+        rate: probability in [0, 1).
+        seed: integer; the sequence of masks repeats exactly from it.
+
+    Raises:
+        ValueError: `rate` is outside [0, 1).
+
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html).
+    """
+
+    LEVELS = 1 << 16
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be in [0, 1), found {rate}")
+        self.rate = rate
+        self.dropped_levels = round(rate * self.LEVELS)
+        self.seed_generator = keras.random.SeedGenerator(seed, name="seed") if self.dropped_levels else None
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """x: float tensor of any shape."""
+        if not training or not self.dropped_levels:
+            return x
+        threshold = tf.constant(self.dropped_levels - self.LEVELS // 2, tf.int16)
+        kept = tf.cast(self._random_levels(tf.shape(x)) >= threshold, x.dtype)
+        kept.set_shape(x.shape)
+        return x * (kept * tf.cast(self.LEVELS / (self.LEVELS - self.dropped_levels), x.dtype))
+
+    def _random_levels(self, shape: tf.Tensor) -> tf.Tensor:
+        """Integers of the given shape, uniform in [-32768, 32768)."""
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = seed + tf.stack([0, replica.replica_id_in_sync_group * 1_000_003])
+        size = tf.reduce_prod(shape)
+        bits = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32)
+        return tf.reshape(tf.reshape(tf.bitcast(bits, tf.int16), [-1])[:size], shape)

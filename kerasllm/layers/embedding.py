@@ -1,0 +1,73 @@
+"""Token and position embeddings."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class TokenEmbedding(keras.layers.Layer):
+    r"""A vector per token, scaled by $\sqrt{D}$; the same table, unscaled, turns hidden vectors into logits.
+
+    Args:
+        vocabulary_size: V.
+        hidden_dim: D.
+
+    References: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.4;
+    [Press and Wolf, 2017](https://arxiv.org/abs/1608.05859) for the shared table.
+    """
+
+    def __init__(self, vocabulary_size: int, hidden_dim: int, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
+        self.table = self.add_weight(
+            name="table",
+            shape=(vocabulary_size, hidden_dim),
+            initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
+        )
+        self.built = True
+
+    def call(self, token_ids: tf.Tensor) -> tf.Tensor:
+        """token_ids: int32 [B, T] -> [B, T, D]."""
+        return tf.gather(tf.convert_to_tensor(self.table), token_ids) * self.hidden_dim**0.5
+
+    def logits(self, x: tf.Tensor) -> tf.Tensor:
+        """x: [B, T, D] -> [B, T, V]."""
+        flat = tf.matmul(tf.reshape(x, [-1, self.hidden_dim]), tf.convert_to_tensor(self.table), transpose_b=True)
+        return tf.reshape(flat, [tf.shape(x)[0], -1, self.vocabulary_size])
+
+
+class PositionEmbedding(keras.layers.Layer):
+    r"""A vector per position: fixed sines and cosines, or a learned table.
+
+    $$PE_{p, i} = \sin(p / 10000^{i / (D/2)}), \quad PE_{p, D/2 + i} = \cos(p / 10000^{i / (D/2)})$$
+
+    Args:
+        max_sequence_length: number of positions that there are.
+        hidden_dim: D, even for "sinusoidal".
+        kind: "sinusoidal" or "learned".
+
+    Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.5 (there sines and cosines alternate;
+    here they lie side by side, which is the same up to the order of the dimensions).
+    """
+
+    def __init__(self, max_sequence_length: int, hidden_dim: int, kind: str = "sinusoidal", **kwargs):
+        super().__init__(**kwargs)
+        if kind == "learned":
+            initializer = keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
+            self.table = self.add_weight(name="table", shape=(max_sequence_length, hidden_dim), initializer=initializer)
+        else:
+            self.table = sinusoidal_table(max_sequence_length, hidden_dim)
+        self.built = True
+
+    def call(self, positions: tf.Tensor) -> tf.Tensor:
+        """positions: int32 [T] -> [T, D]."""
+        return tf.gather(tf.convert_to_tensor(self.table), positions)
+
+
+def sinusoidal_table(max_sequence_length: int, hidden_dim: int) -> np.ndarray:
+    """float32 [max_sequence_length, hidden_dim], the formula of `PositionEmbedding`."""
+    frequencies = 10000.0 ** (-np.arange(hidden_dim // 2) / (hidden_dim / 2))
+    angles = np.arange(max_sequence_length)[:, np.newaxis] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype("float32")

@@ -1,0 +1,41 @@
+"""What a recipe can say in its section `model`, one class per architecture. Loads no TensorFlow."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kerasllm.settings import Settings
+
+
+class EncoderDecoderSettings(Settings):
+    """The numbers of `models/encoder_decoder.py`. The vocabulary size is not one of them: the tokenizer has it.
+
+    Published sizes (Vaswani et al., 2017), both with normalization post:
+    base: 6 layers, 8 heads, 512 hidden, 2048 intermediate, dropout 0.1; big: 6, 16, 1024, 4096, dropout 0.3.
+    """
+
+    num_layers: int = Field(default=6, ge=1)
+    """Blocks of the encoder, and as many of the decoder."""
+    num_heads: int = Field(default=8, ge=1)
+    hidden_dim: int = Field(default=512, ge=2)
+    intermediate_dim: int = Field(default=2048, ge=1)
+    max_sequence_length: int = Field(default=256, ge=2)
+    """Positions of source and of target, special tokens included."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """After the embeddings and after each part of a block."""
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the attention probabilities."""
+    activation_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Inside the feed-forward networks."""
+    normalization: Literal["pre", "post"] = "pre"
+    """Before each part of a block, or after it."""
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> "EncoderDecoderSettings":
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}")
+        if self.hidden_dim % 2 and self.positions == "sinusoidal":
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be even for sinusoidal positions")
+        return self

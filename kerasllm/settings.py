@@ -1,0 +1,294 @@
+"""Strict configuration: a YAML file and `--set` overrides -> validated objects, or one line that says what is wrong.
+
+    document = apply_overrides(load_document(path), ["training.seed=3"])
+    recipe = build_settings(Recipe, document)
+
+Every error names the file and line, or the override, and the key; an unknown key is answered with the nearest one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydantic
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from kerasllm.errors import UserError, did_you_mean
+
+KeyPath = tuple[typing.Any, ...]
+SettingsClass = typing.TypeVar("SettingsClass", bound=pydantic.BaseModel)
+
+SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
+
+EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a section of `key: value` lines",
+    "model_type": "a section of `key: value` lines",
+    "model_attributes_type": "a section of `key: value` lines",
+    "literal_error": "{expected}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+
+class Settings(pydantic.BaseModel):
+    """The base of every section of a recipe: unknown keys are errors, values are never converted, none changes later.
+
+    An integer is accepted where a number is asked for; a truth value or quoted text is not.
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False
+    )
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML file, and where each of its keys stands.
+
+    Attributes:
+        path: the file, as the person named it.
+        data: plain dicts, lists and scalars.
+        lines: key path -> line number, from 1.
+        overrides: the key paths that came from `--set`.
+    """
+
+    path: Path
+    data: dict[str, typing.Any]
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    overrides: tuple[KeyPath, ...] = ()
+
+    def line(self, key_path: KeyPath) -> int | None:
+        """Returns the line of a key or, where it is absent, of the section in which it would stand."""
+        lengths = range(len(key_path), 0, -1)
+        return next((self.lines[key_path[:n]] for n in lengths if key_path[:n] in self.lines), None)
+
+    def place(self, key_path: KeyPath) -> str:
+        """Returns how an error begins: `file:line: section.key`, or `--set section.key`."""
+        name = _dotted(key_path)
+        if any(key_path[: len(override)] == override for override in self.overrides):
+            return f"--set {name}"
+        line = self.line(key_path)
+        start = f"{self.path}:{line}" if line else f"{self.path}"
+        below = [_dotted(override) for override in self.overrides if override[: len(key_path)] == key_path]
+        together = f" (with --set {', '.join(below)})" if below else ""
+        return f"{start}: {name}{together}" if name else f"{start}{together}"
+
+
+def load_document(path: str | Path) -> Document:
+    """Reads a YAML file.
+
+    Raises:
+        UserError: it is missing, unreadable, not UTF-8 or not YAML, has a key twice, or is not a section of keys.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: byte {error.start}: not UTF-8; save the file as UTF-8") from error
+    lines: dict[KeyPath, int] = {}
+    data = _parse(text, str(path), lines)
+    if data is None:
+        raise UserError(f"{path}: empty; write `key: value` lines")
+    if not isinstance(data, dict):
+        raise UserError(f"{path}:1: must be `key: value` lines, found {_shown(data)}")
+    return Document(path, data, lines)
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+    """Returns the document with each `section.key=value` put in; values are read as YAML.
+
+    Raises:
+        UserError: an override is not of that form, or reaches into something that is not a section.
+    """
+    data = json.loads(json.dumps(document.data))
+    applied = list(document.overrides)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        keys = tuple(name.strip().split("."))
+        if not equals or not all(keys):
+            raise UserError(f"--set {override}: must be section.key=value")
+        value = _parse(text, f"--set {override}", {})
+        section = data
+        for depth, key in enumerate(keys[:-1], start=1):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise UserError(f"--set {override}: '{_dotted(keys[:depth])}' is a value, not a section")
+        section[keys[-1]] = value
+        applied.append(keys)
+    return Document(document.path, data, document.lines, tuple(applied))
+
+
+def build_settings(cls: type[SettingsClass], document: Document) -> SettingsClass:
+    """Validates a document as `cls`.
+
+    Raises:
+        UserError: the first mistake, unknown keys before all others, as `file:line: key: what is wrong`.
+    """
+    try:
+        # As JSON, because strict validation then takes a list for a tuple and text for a path, and nothing else.
+        return cls.model_validate_json(json.dumps(document.data))
+    except pydantic.ValidationError as error:
+        mistakes = [_Mistake(document, cls, detail) for detail in error.errors(include_url=False)]
+    first = min(mistakes, key=lambda mistake: (not mistake.is_unknown_key, document.line(mistake.key_path) or 0))
+    same_place = [mistake for mistake in mistakes if mistake.key_path == first.key_path]
+    alternatives = dict.fromkeys(mistake.expected for mistake in same_place if mistake.expected)
+    raise UserError(f"{document.place(first.key_path)}: {first.text(list(alternatives))}")
+
+
+class _Mistake:
+    """One pydantic error, put in the words of the file."""
+
+    def __init__(self, document: Document, cls: type[pydantic.BaseModel], detail: typing.Any):
+        self.kind: str = detail["type"]
+        self.message: str = detail["msg"]
+        self.context: dict[str, typing.Any] = detail.get("ctx", {})
+        self.found = detail["input"]
+        self.known_keys = [key for each in _classes_at(cls, detail["loc"][:-1]) for key in each.model_fields]
+        self.tags: list[str] = []
+        self.key_path = _key_path(document.data, detail["loc"], absent=self.kind == "missing")
+        if self.kind.startswith("union_tag"):
+            discriminator = self.context["discriminator"].strip("'")
+            self.key_path += (discriminator,)
+            self.tags = sorted(_tag(each, discriminator) for each in _classes_at(cls, detail["loc"]))
+        self.is_unknown_key = self.kind == "extra_forbidden"
+        self.expected = EXPECTED.get(self.kind, "").format(**self.context)
+
+    def text(self, alternatives: list[str]) -> str:
+        """Returns what is wrong and what to do; `alternatives` are what all members of a union expect here."""
+        if self.is_unknown_key:
+            return f"unknown key; {did_you_mean(str(self.key_path[-1]), self.known_keys)}"
+        if self.kind == "missing":
+            return "is missing"
+        if self.kind == "union_tag_not_found":
+            return f"is missing; use one of {', '.join(self.tags)}"
+        if self.kind == "union_tag_invalid":
+            return f"unknown value {_shown(self.context['tag'])}; {did_you_mean(self.context['tag'], self.tags)}"
+        if alternatives:
+            return f"must be {' or '.join(alternatives)}, found {_shown(self.found)}"
+        return self.message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _parse(text: str, name: str, lines: dict[KeyPath, int]) -> typing.Any:
+    """Parses YAML into plain values, and notes the line of every key and list item."""
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(io.StringIO(text))
+        return None if root is None else _plain(yaml, root, (), name, lines)
+    except MarkedYAMLError as error:
+        place = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else name
+        raise UserError(f"{place}: not YAML: {error.problem}") from error
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{name}: not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: nested too deeply, or an alias that contains itself") from error
+
+
+def _plain(yaml: YAML, node: Node, key_path: KeyPath, name: str, lines: dict[KeyPath, int]) -> typing.Any:
+    """Turns a YAML node into a dict, list or scalar; only the plain tags are known, so nothing is ever constructed."""
+    if isinstance(node, MappingNode):
+        section: dict[str, typing.Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, ScalarNode):
+                raise UserError(f"{name}:{line}: a key must be text")
+            key = key_node.value
+            if key in section:
+                first = lines[(*key_path, key)]
+                raise UserError(f"{name}:{line}: {_dotted((*key_path, key))}: given twice, first in line {first}")
+            lines[(*key_path, key)] = line
+            section[key] = _plain(yaml, value_node, (*key_path, key), name, lines)
+        return section
+    if isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*key_path, index)] = item.start_mark.line + 1
+        return [_plain(yaml, item, (*key_path, index), name, lines) for index, item in enumerate(node.value)]
+    tag = str(node.tag)
+    if tag == TIMESTAMP_TAG:
+        return node.value
+    if tag not in SCALAR_TAGS:
+        raise UserError(f"{name}:{node.start_mark.line + 1}: {_dotted(key_path)}: the tag {tag} is not allowed")
+    return yaml.constructor.construct_object(node)
+
+
+def _key_path(data: typing.Any, location: KeyPath, absent: bool) -> KeyPath:
+    """Returns the keys of the file for a pydantic location, which also holds the names of union members."""
+    key_path: list[typing.Any] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(data, dict) and (part in data or (last and absent)):
+            key_path.append(part)
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            key_path.append(part)
+            data = data[part]
+    return tuple(key_path)
+
+
+def _classes_at(cls: type[pydantic.BaseModel], location: KeyPath) -> list[type[pydantic.BaseModel]]:
+    """Returns the settings classes that the section at a pydantic location may have."""
+    classes = [cls]
+    for part in location:
+        below = [member for each in classes if part in each.model_fields for member in _classes_in(each, part)]
+        tagged = [each for each in classes if _has_tag(each, part)]
+        classes = below or tagged or classes
+    return classes
+
+
+def _classes_in(cls: type[pydantic.BaseModel], name: str) -> list[type[pydantic.BaseModel]]:
+    """Returns the settings classes that a field's annotation mentions."""
+    found, waiting = [], [cls.model_fields[name].annotation]
+    while waiting:
+        annotation = waiting.pop()
+        waiting.extend(typing.get_args(annotation))
+        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+            found.append(annotation)
+    return found
+
+
+def _has_tag(cls: type[pydantic.BaseModel], tag: typing.Any) -> bool:
+    """Tells whether a class is the member of a discriminated union that carries this tag."""
+    return any(tag in typing.get_args(each.annotation) for each in cls.model_fields.values())
+
+
+def _tag(cls: type[pydantic.BaseModel], discriminator: str) -> str:
+    """Returns the value of the discriminator that chooses this class."""
+    return str(typing.get_args(cls.model_fields[discriminator].annotation)[0])
+
+
+def _dotted(key_path: KeyPath) -> str:
+    """Returns `section.list[0].key`."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key_path)
+    return name.removeprefix(".")
+
+
+def _shown(value: typing.Any) -> str:
+    """Returns a value as YAML would have it, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

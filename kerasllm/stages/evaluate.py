@@ -1,0 +1,79 @@
+"""Answers of a run to a whole split, and how good they are."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kerasllm.data.batching import BatchStream
+from kerasllm.data.preparation import prepare_data
+from kerasllm.data.store import Prepared
+from kerasllm.errors import UserError
+from kerasllm.evaluation import Evaluator
+from kerasllm.run_directory import RunDirectory, atomic_write_text, sha256_of_file
+from kerasllm.terminal import show_table
+from kerasllm.trained_run import load_run
+
+NUM_SAMPLES = 5
+
+
+def check_tokenizer(run: RunDirectory, prepared: Prepared) -> None:
+    """Raise UserError if the data gives another vocabulary than the one that the run was trained with."""
+    files = [directory / "tokenizer.json" for directory in (run.tokenizer_path, prepared.tokenizer_directory)]
+    if len(set(map(sha256_of_file, files))) > 1:
+        raise UserError(
+            f"{run.path}: its training data has changed: it gives another vocabulary now; "
+            "name the data that the run was trained on with --data-dir"
+        )
+
+
+def show_report(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    figures = [(name, f"{value:,.4g}" if isinstance(value, float) else value) for name, value in report.items()]
+    show_table("evaluate", ("", ""), figures)
+    samples = [(row["source"], row["prediction"], row["reference"]) for row in rows[:NUM_SAMPLES]]
+    show_table("the first of them", ("source", "prediction", "reference"), samples)
+
+
+def evaluate(
+    run_dir: Path | str, split: str = "test", data_dir: Path | str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Answer a split, write `predictions/<split>.jsonl` in the order of the split, and measure.
+
+    Args:
+        run_dir: the run directory.
+        split: `test`, `validation` or `train`.
+        data_dir: where the files that the recipe names lie.
+        overrides: `section.key=value`, such as `generation.beam_size=1`.
+
+    Returns:
+        The metrics of the task; `loss` (nats per token, without label smoothing), `perplexity` and the number of
+        `tokens`, over the examples that are not too long for training; how many `sentences` were answered, the
+        `seconds` that all of it took, `sentences_per_second`, and where the `predictions` lie.
+
+    Raises:
+        UserError: no such run or split, or data that the run was not trained on.
+    """
+    run = load_run(run_dir, overrides)
+    prepared = prepare_data(run.recipe, run.task.encode, data_dir)
+    check_tokenizer(run.directory, prepared)
+    examples = prepared.examples(split)
+    evaluator = Evaluator(run.task, run.model, examples, BatchStream(examples, run.recipe.batching, run.recipe.seed))
+    started = time.monotonic()
+    metrics, rows = evaluator(f"evaluate {split}")
+    seconds = time.monotonic() - started
+    path = run.directory.predictions_path / f"{split}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    report = {
+        "split": split,
+        **metrics,
+        "sentences": len(rows),
+        "seconds": round(seconds, 2),
+        "sentences_per_second": round(len(rows) / seconds, 1),
+        "predictions": str(path),
+    }
+    show_report(report, rows)
+    return report

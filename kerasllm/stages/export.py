@@ -1,0 +1,235 @@
+"""A run becomes a SavedModel that TensorFlow Serving mounts: text in, answer out, and proved before it is published."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version as installed_version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kerasllm
+from kerasllm.data.preparation import cache_directory
+from kerasllm.data.store import Prepared
+from kerasllm.errors import UserError
+from kerasllm.run_directory import atomic_directory, atomic_write_text, sha256_of_file
+from kerasllm.serving import saved_model
+from kerasllm.serving.warmup import BATCHING, BATCHING_FILE, write_warmup_requests
+from kerasllm.terminal import say
+from kerasllm.trained_run import TrainedRun, answer_function, load_run
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+NUM_SENTENCES = 12
+BATCH_SIZES = (1, 7)
+SCORE_TOLERANCE = 1e-4
+DEVICE = "CPU:0"
+"""Both processes compute here: a GPU rounds differently. The graphs are traced outside, so that they name no device."""
+# What people send by mistake or malice: nothing, only spaces, foreign scripts, control characters, far too much.
+ODD_TEXTS = (
+    "",
+    "   ",
+    "Straße – naïve № ½",
+    "日本語とالعربية",
+    "e\u0301 👩‍👧 \u200b\ufeff\u2028",
+    "a\tb\nc\x00d",
+    "all " * 600,
+)
+
+
+def next_version(to: Path) -> Path:
+    """`saved_models/NAME` -> `saved_models/NAME/<newest + 1>`; a path that ends in an integer stays.
+
+    Raises:
+        UserError: that integer version exists.
+    """
+    if not (to.name.isascii() and to.name.isdigit()):
+        return to / str(max(saved_model.versions(to), default=0) + 1)
+    if to.exists():
+        raise UserError(f"{to}: exists already, and a published version never changes; --to {to.parent} takes the next")
+    return to
+
+
+def sample_texts(run: TrainedRun) -> list[str]:
+    """Texts to verify with: odd ones, after those of the validation split that are still in the cache of `prepare`."""
+    manifest = json.loads(run.directory.manifest_path.read_text(encoding="utf-8"))
+    directory = cache_directory() / manifest["prepared"]
+    sources: list[str] = []
+    if directory.is_dir():
+        prepared = Prepared(directory)
+        split = "validation" if "validation" in prepared.splits else "train"
+        sources = list(islice(prepared.examples(split).texts[run.task.fields[0]], NUM_SENTENCES))
+    return [*sources, *ODD_TEXTS]
+
+
+def build_endpoints(task: Any) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    """The graphs that become endpoints, each from `text` string [B] to named outputs whose first dimension is B."""
+    import tensorflow as tf
+
+    def tokenize(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        token_ids = task.tokenizer.tokenize(text)
+        return {"token_ids": token_ids.to_tensor(), "lengths": tf.cast(token_ids.row_lengths(), tf.int32)}
+
+    signature = [tf.TensorSpec([None], tf.string, name="text")]
+    functions = {
+        saved_model.ENDPOINT: answer_function(task),
+        "tokenize": tf.function(tokenize, input_signature=signature, autograph=False),
+    }
+    return {name: function.get_concrete_function() for name, function in functions.items()}
+
+
+def write_saved_model(task: Any, endpoints: dict[str, Any], directory: Path) -> None:
+    """Write the endpoints with their variables and tokenizer.
+
+    TensorFlow Serving finds a Keras variable only through the TensorFlow variable inside it; those are what a traced
+    function lists. (`keras.export.ExportArchive` would store them twice.)
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.tokenizer = task.tokenizer
+    module.weights = list({id(v): v for endpoint in endpoints.values() for v in endpoint.variables}.values())
+    tf.saved_model.save(module, str(directory), signatures=endpoints)
+
+
+def answer_in_fresh_process(directory: Path, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replies of the exported model, loaded by a process that has neither Keras nor kerasllm, on the CPU.
+
+    Raises:
+        UserError: it cannot be loaded or fails on a request.
+    """
+    command = [sys.executable, "-I", saved_model.__file__, str(directory), "--requests"]
+    body = "".join(json.dumps(request) + "\n" for request in requests)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, input=body.encode(), capture_output=True, env=environment, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        reason = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
+        raise UserError(f"not published: the exported model does not run in a fresh process: {reason}")
+    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+
+
+def compare(text: str, endpoint: str, batch_size: int, expected: dict[str, Any], actual: dict[str, Any]) -> None:
+    """Raise UserError if two answers to one text differ in more than rounding of a score."""
+    for name, value in expected.items():
+        if isinstance(value, float):
+            same = np.allclose(value, actual[name], rtol=0.0, atol=SCORE_TOLERANCE, equal_nan=True)
+        else:
+            same = value == actual[name]
+        if not same:
+            raise UserError(
+                f"not published: for {text[:80]!r} (endpoint {endpoint}, batch of {batch_size}) the exported model "
+                f"gives {name} {actual[name]!r} instead of {value!r}"
+            )
+
+
+def verify(directory: Path, endpoints: dict[str, Any], texts: Sequence[str]) -> None:
+    """Compare the answers of the exported model in a fresh process with those of this process, at two batch sizes.
+
+    Raises:
+        UserError: they differ; the message names the first text for which they do.
+    """
+    import tensorflow as tf
+
+    requests = [
+        {"signature_name": endpoint, "inputs": list(texts[start : start + size])}
+        for endpoint in endpoints
+        for size in BATCH_SIZES
+        for start in range(0, len(texts), size)
+    ]
+    replies = answer_in_fresh_process(directory, requests)
+    for request, reply in zip(requests, replies, strict=True):
+        endpoint, batch = request["signature_name"], request["inputs"]
+        with tf.device(DEVICE):
+            outputs = endpoints[endpoint](tf.constant([text.encode() for text in batch]))
+        expected = {name: saved_model.to_json(values.numpy()) for name, values in outputs.items()}
+        for row, text in enumerate(batch):
+            mine, theirs = ({n: values[row] for n, values in found.items()} for found in (expected, reply["outputs"]))
+            compare(text, endpoint, len(batch), mine, theirs)
+
+
+def write_manifest(run: TrainedRun, endpoints: dict[str, Any], num_verified: int, directory: Path) -> None:
+    """Write `assets.extra/kerasllm.json`: where the model comes from."""
+    weights = sorted(run.directory.checkpoints_path.glob("*/weights.npz"))
+    manifest = {
+        "recipe": run.recipe.dump(),
+        "weights": run.progress,
+        "sha256": {f"{path.parent.name}/{path.name}": sha256_of_file(path) for path in weights},
+        "endpoints": {name: sorted(endpoint.structured_outputs) for name, endpoint in endpoints.items()},
+        "num_verified": num_verified,
+        "versions": {
+            "kerasllm": kerasllm.__version__,
+            "python": platform.python_version(),
+            **{name: installed_version(name) for name in ("tensorflow", "tensorflow-text", "keras")},
+        },
+    }
+    path = directory / "assets.extra" / "kerasllm.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
+    """Write the model of a run to a hidden directory, verify it, and rename it to `target`."""
+    endpoints = build_endpoints(run.task)
+    texts = sample_texts(run)
+    with atomic_directory(target) as directory:
+        say(f"export: writing {target}")
+        write_saved_model(run.task, endpoints, directory)
+        say(f"export: verifying {len(texts)} sentences in a fresh process")
+        verify(directory, endpoints, texts)
+        warmup = [(saved_model.ENDPOINT, texts[:size]) for size in (1, 8)] + [("tokenize", texts[:1])]
+        write_warmup_requests(directory, warmup)
+        write_manifest(run, endpoints, len(texts), directory)
+        if not (target.parent / BATCHING_FILE).exists():
+            atomic_write_text(target.parent / BATCHING_FILE, BATCHING)
+    return {
+        "path": str(target),
+        "version": int(target.name),
+        "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
+        "endpoints": list(endpoints),
+        "num_verified": len(texts),
+    }
+
+
+def export(run_dir: Path | str, to: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Publish the model of a run as the next version of `to`, after a fresh process gave the same answers.
+
+    Args:
+        run_dir: the run directory.
+        to: `saved_models/NAME`, for its next version; or a version in it that does not exist yet.
+        overrides: `section.key=value`, such as `generation.beam_size=1`.
+
+    Returns:
+        `path`, `version`, `bytes`, `seconds`, `endpoints`, and `num_verified`, the number of texts compared.
+
+    Raises:
+        UserError: the run cannot be loaded, the version exists, the disk is full, or an answer differs; nothing is
+            published then.
+    """
+    import tensorflow as tf
+
+    started = time.monotonic()
+    target = next_version(Path(to))
+    is_new = not target.parent.exists()
+    try:
+        with tf.device(DEVICE):
+            run = load_run(run_dir, overrides)
+        report = publish(run, target)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()
+        raise
+    report["seconds"] = round(time.monotonic() - started, 1)
+    say(f"export: {target} gives the same answers ({report['bytes'] / 1e6:.1f} MB, {report['seconds']} s)")
+    return report

@@ -1,0 +1,38 @@
+"""From the sources of a recipe to tokenized examples on disk, with a report of what cleaning did."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from kerasllm.data.cleaning import format_report
+from kerasllm.data.preparation import prepare_data
+from kerasllm.recipe import Recipe
+from kerasllm.terminal import say
+
+
+def prepare(recipe: Recipe, data_dir: Path | str | None = None) -> dict[str, Any]:
+    """Prepare the data of a recipe, and check it if it lies ready.
+
+    Returns:
+        `directory`, `vocabulary_size`, `splits` (examples by split), `cleaning` (see `cleaning.SplitReport`),
+        `seconds`, `from_cache`.
+
+    Raises:
+        UserError: bad input, see `prepare_data`, or damaged files in the cache.
+    """
+    started = time.monotonic()
+    prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
+    for split in prepared.splits:
+        prepared.examples(split)
+    say(format_report(prepared.report))
+    seconds = time.monotonic() - started
+    place = "found in" if prepared.from_cache else "written to"
+    say(f"prepare: vocabulary of {prepared.vocabulary_size:,}, {place} {prepared.directory} in {seconds:.1f} s")
+    return {
+        "directory": str(prepared.directory),
+        "vocabulary_size": prepared.vocabulary_size,
+        "splits": prepared.splits,
+        "cleaning": prepared.report,
+        "seconds": round(seconds, 3),
+        "from_cache": prepared.from_cache,
+    }

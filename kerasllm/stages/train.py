@@ -1,0 +1,256 @@
+"""From a recipe to trained weights, by `fit`; in a run directory that exists the run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kerasllm
+from kerasllm.data.batching import BatchStream
+from kerasllm.data.preparation import prepare_data
+from kerasllm.data.store import Prepared
+from kerasllm.data.tokenizers import load_tokenizer
+from kerasllm.environment import build_strategy, seed_everything
+from kerasllm.errors import UserError, did_you_mean
+from kerasllm.evaluation import Evaluator
+from kerasllm.recipe import Recipe, load_recipe
+from kerasllm.run_directory import RunDirectory, atomic_write_text
+from kerasllm.terminal import progress, say, show_table
+from kerasllm.training.callbacks import LOWER_IS_BETTER, Evaluation, Saving, StepLog, score_of
+from kerasllm.training.checkpoints import Checkpoints, average, write_variables
+from kerasllm.training.schedules import build_schedule
+from kerasllm.training.settings import StepPlan, TrainingSettings
+from kerasllm.training.trainer import Trainer, build_optimizer
+
+NUM_SAMPLES = 8
+
+
+@dataclass
+class Run:
+    """The parts of a training run, put together by `build_run`."""
+
+    directory: RunDirectory
+    recipe: Recipe
+    strategy: tf.distribute.Strategy
+    task: Any
+    trainer: Trainer
+    stream: BatchStream
+    plan: StepPlan
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+
+
+def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
+    """Train the model of a recipe, or go on with a run that was stopped.
+
+    Args:
+        recipe: from `load_recipe`.
+        run_dir: where the run lives; made if it is not there.
+        data_dir: where the files that the recipe names lie.
+
+    Returns:
+        `steps`, `seconds` of training in all sessions, the metrics of the validation split with the chosen weights,
+        and what was chosen.
+
+    Raises:
+        UserError: the run was made by another recipe, its data has changed, or the recipe does not fit the data.
+        KeyboardInterrupt: training was stopped by Ctrl-C or SIGTERM, and is saved.
+    """
+    directory = RunDirectory(run_dir)
+    check_recipe(recipe)
+    check_run(directory, recipe)
+    strategy = build_strategy(recipe.training.num_replicas)  # before TensorFlow runs anything: it fixes the devices
+    prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
+    seed_everything(recipe.seed)
+    run = build_run(directory, recipe, prepared, strategy)
+    begin_run(directory, recipe, prepared)
+    finished = read_manifest(directory).get("finished")
+    if finished is not None:
+        say(f"{directory.path}: is trained already; remove it to train again")
+        return finished
+    state = restore(run)
+    show_run(run, prepared, state["step"])
+    seconds = fit(run, state)
+    report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
+    write_manifest(directory, finished=report)
+    return report
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Finds what would otherwise come up at the first evaluation.
+
+    Raises:
+        UserError: there is no validation split, or the task has no such metric.
+    """
+    if recipe.data.validation is None:
+        raise UserError(f"{recipe.path}: data.validation: is missing; name what the weights are chosen by")
+    known, chosen = (*LOWER_IS_BETTER, *recipe.task_class.metric_names), recipe.training.best_metric
+    if chosen not in known:
+        raise UserError(f"{recipe.path}: training.best_metric: no metric '{chosen}'; {did_you_mean(chosen, known)}")
+
+
+def check_run(directory: RunDirectory, recipe: Recipe) -> None:
+    """Compares the recipe with that of a run that is there.
+
+    Raises:
+        UserError: the run was made by another one; the differing keys are named.
+    """
+    differing = recipe.differing_keys(load_recipe(directory.recipe_path)) if directory.exists() else []
+    if differing:
+        keys = "; ".join(differing)
+        raise UserError(f"{directory.path}: was made by another recipe: {keys}; take that recipe or another --run-dir")
+
+
+def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> None:
+    """Writes manifest, tokenizer and, last, the recipe into a new run; checks the data of one that is there.
+
+    Raises:
+        UserError: the data has changed since the run was begun.
+    """
+    if not directory.exists():
+        directory.create()
+        versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
+        write_manifest(directory, versions=versions, prepared=prepared.directory.name)
+        shutil.copytree(prepared.tokenizer_directory, directory.tokenizer_path, dirs_exist_ok=True)
+        atomic_write_text(directory.recipe_path, recipe.to_yaml())
+    elif read_manifest(directory).get("prepared") != prepared.directory.name:
+        raise UserError(f"{directory.path}: its data has changed since it was begun; train in another --run-dir")
+
+
+def read_manifest(directory: RunDirectory) -> dict[str, Any]:
+    """The run's manifest, empty before there is one."""
+    path = directory.manifest_path
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def write_manifest(directory: RunDirectory, **entries: Any) -> None:
+    """Adds entries to the run's manifest."""
+    atomic_write_text(directory.manifest_path, json.dumps({**read_manifest(directory), **entries}, indent=2) + "\n")
+
+
+def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strategy: tf.distribute.Strategy) -> Run:
+    """Builds the model, the optimizer and the batches."""
+    settings = recipe.training
+    examples = prepared.examples("train")
+    stream = BatchStream(examples, recipe.batching, recipe.seed, strategy.num_replicas_in_sync)
+    plan = plan_steps(settings, stream)
+    with strategy.scope():
+        task = recipe.task_class(recipe, load_tokenizer(prepared.tokenizer_directory))
+        model = task.build_model()
+        try:
+            schedule = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
+        except ValueError as error:
+            raise UserError(f"{recipe.path}: training.schedule: {error}; shorten the warm-up") from error
+        optimizer = build_optimizer(settings.optimizer, schedule)
+        optimizer.build(model.trainable_variables)
+        trainer = Trainer(model, task.loss, settings.clip_norm)
+        trainer.compile(optimizer=optimizer)
+    held_out = prepared.examples("validation")
+    evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
+    checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
+    return Run(directory, recipe, strategy, task, trainer, stream, plan, evaluator, checkpoints)
+
+
+def plan_steps(settings: TrainingSettings, stream: BatchStream) -> StepPlan:
+    """Turns the durations of a recipe into optimizer steps, now that the batches of each epoch are known."""
+    starts = [0]
+    while len(starts) <= settings.train_epochs if settings.train_epochs else starts[-1] < settings.train_steps:
+        starts.append(starts[-1] + stream.steps_in_epoch(len(starts) - 1))
+    total = settings.train_steps or starts[-1]
+    if settings.evaluate_every_steps:
+        evaluations = range(settings.evaluate_every_steps, total, settings.evaluate_every_steps)
+    else:
+        every = settings.evaluate_every_epochs or 1
+        evaluations = [start for start in starts[every::every] if start < total]
+    return StepPlan(tuple(starts), frozenset([*evaluations, total]), total)
+
+
+def restore(run: Run) -> dict[str, Any]:
+    """Goes back to the newest checkpoint that is whole; returns its state, with step 0 where there is none."""
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is None:
+        return {"step": 0}
+    write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
+    write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
+    return checkpoint.progress
+
+
+def show_run(run: Run, prepared: Prepared, step: int) -> None:
+    """What is about to be trained, as a table."""
+    examples = prepared.examples("train")
+    batches = run.stream.batches(0)
+    lengths = examples.lengths
+    positions = sum(len(rows) * lengths[rows].max(axis=0).sum() for rows in batches)
+    tokens = sum(lengths[rows].sum() for rows in batches)
+    parameters = sum(int(np.prod(variable.shape)) for variable in run.trainer.model.trainable_variables)
+    rows = [
+        ("recipe", run.recipe.name),
+        ("parameters", f"{parameters:,}"),
+        ("vocabulary", f"{run.task.tokenizer.vocabulary_size:,}"),
+        ("examples", f"{len(examples):,}, {run.stream.num_too_long:,} of them too long and left out"),
+        ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
+        ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
+        ("replicas", f"{run.strategy.num_replicas_in_sync}"),
+    ]
+    show_table(f"train: {run.directory.path}", ("", ""), rows)
+
+
+def fit(run: Run, state: dict[str, Any]) -> float:
+    """Trains from the step of `state` to the end of the plan.
+
+    Returns:
+        Seconds of training in all sessions of the run.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it; the checkpoint is written.
+    """
+    settings = run.recipe.training
+    run.stream.seek(*run.plan.locate(state["step"]))
+    dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
+    writer = tf.summary.create_file_writer(str(run.directory.logs_path))
+    with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
+        bar.advance(state["step"])
+        evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
+        evaluation.state = state.get("evaluation", evaluation.state)
+        saving = Saving(run.checkpoints, evaluation, settings.checkpoint_every_steps, state.get("seconds", 0.0))
+        remaining = run.plan.total_steps - state["step"]
+        if remaining and not evaluation.has_stalled:
+            callbacks = [StepLog(bar, writer), evaluation, saving]
+            run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
+    if saving.interrupted_by:
+        step = int(run.trainer.optimizer.iterations.numpy())
+        raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
+    return saving.seconds
+
+
+def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """The metrics of the validation split with the weights of this moment, and samples for TensorBoard."""
+    metrics, rows = run.evaluator("evaluate")
+    samples = [f"{row['source']}\n\n**{row['prediction']}**\n\n{row['reference']}" for row in rows[:NUM_SAMPLES]]
+    return metrics, samples
+
+
+def choose(run: Run) -> dict[str, Any]:
+    """Takes the best weights, or the mean of the best few where that measures better on the validation split."""
+    best = run.checkpoints.best()
+    variables, name = run.trainer.model.weights, run.recipe.training.best_metric
+    candidates = {f"step {best[0].progress['step']}": best[0].load("weights")}
+    if len(best) > 1:
+        steps = sorted(checkpoint.progress["step"] for checkpoint in best)
+        candidates[f"mean of steps {', '.join(map(str, steps))}"] = average(best)
+    measured = {}
+    for description, weights in candidates.items():
+        write_variables(variables, weights, description)
+        measured[description] = run.evaluator(f"evaluate {description}")[0]
+    chosen = max(measured, key=lambda description: score_of(measured[description], name))
+    run.checkpoints.choose(candidates[chosen], {"chosen": chosen, "validation": measured[chosen]})
+    say("; ".join(f"{description}: {name} {metrics[name]:.4g}" for description, metrics in measured.items()))
+    return {"chosen": chosen, "validation": measured[chosen]}

@@ -1,0 +1,203 @@
+"""What happens around the steps of a run: showing, logging, evaluating, saving, stopping. All count optimizer steps."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasllm.run_directory import RunDirectory
+from kerasllm.terminal import ProgressLine, say
+from kerasllm.training.checkpoints import Checkpoints, read_variables
+from kerasllm.training.settings import StepPlan, TrainingSettings
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Calls `on_step(step, logs)` after each optimizer step, with steps counted from the start of the run."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done so far."""
+        return int(self.model.optimizer.iterations.numpy())
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self.on_step(self.step, logs or {})
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        """Overridden by each callback."""
+        raise NotImplementedError
+
+
+class Speed:
+    """Tokens per second of the steps alone: what evaluations and saves take is not counted."""
+
+    def __init__(self, decay: float = 0.98):
+        self.decay, self.value, self._began = decay, 0.0, 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._began = time.perf_counter()
+
+    def end(self, tokens: float) -> float:
+        """A step of so many tokens has ended; returns the running mean in tokens per second."""
+        now = tokens / max(time.perf_counter() - self._began, 1e-9)
+        self.value = now if not self.value else self.decay * self.value + (1 - self.decay) * now
+        return self.value
+
+
+class StepLog(StepCallback):
+    """Shows each step on the progress bar, and writes it to TensorBoard.
+
+    Args:
+        bar: of all steps of the run.
+        writer: TensorBoard's.
+    """
+
+    def __init__(self, bar: ProgressLine, writer: tf.summary.SummaryWriter):
+        super().__init__()
+        self.bar, self.writer, self.speed = bar, writer, Speed()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self.speed.begin()
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        tokens_per_second = self.speed.end(logs["tokens"])
+        self.bar.advance()
+        self.bar.update(loss=f"{logs['loss']:.3f}", tokens_per_second=f"{tokens_per_second:,.0f}")
+        with self.writer.as_default(step):
+            for name in ("loss", "learning_rate", "gradient_norm", "padding_share"):
+                tf.summary.scalar(f"train/{name}", logs[name])
+            tf.summary.scalar("train/tokens_per_second", tokens_per_second)
+
+
+class Evaluation(StepCallback):
+    """Evaluates at the steps of the plan, keeps count of the gain, and stops when there has been none for long.
+
+    Args:
+        evaluate: makes the metrics of the validation split, and a few sample lines of text.
+        plan: names the steps.
+        settings: `best_metric` and `stop_after_evaluations_without_gain`.
+        run: for `metrics.jsonl`.
+        writer: TensorBoard's.
+        bar: shows the metric.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], tuple[dict[str, Any], list[str]]],
+        plan: StepPlan,
+        settings: TrainingSettings,
+        run: RunDirectory,
+        writer: tf.summary.SummaryWriter,
+        bar: ProgressLine,
+    ):
+        super().__init__()
+        self.evaluate, self.plan, self.settings = evaluate, plan, settings
+        self.run, self.writer, self.bar = run, writer, bar
+        self.score: float | None = None
+        self.state = {"best_score": None, "without_gain": 0}
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        self.score = None
+        if step not in self.plan.evaluation_steps:
+            return
+        metrics, samples = self.evaluate()
+        self.score = score_of(metrics, self.settings.best_metric)
+        gained = self.state["best_score"] is None or self.score > self.state["best_score"]
+        self.state = {
+            "best_score": self.score if gained else self.state["best_score"],
+            "without_gain": 0 if gained else self.state["without_gain"] + 1,
+        }
+        self._report(step, logs, metrics, samples, gained)
+        if self.has_stalled:
+            say(f"step {step:,}: no better {self.settings.best_metric} for long; stopping early")
+            self.model.stop_training = True
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether there has been no gain for as many evaluations as the recipe allows."""
+        patience = self.settings.stop_after_evaluations_without_gain
+        return patience is not None and self.state["without_gain"] >= patience
+
+    def _report(self, step: int, logs, metrics: dict[str, Any], samples: list[str], gained: bool) -> None:
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        best = self.settings.best_metric
+        self.bar.update(**{best: f"{numbers[best]:.4g}"})
+        shown = "  ".join(
+            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in numbers.items()
+        )
+        say(f"step {step:,}: train loss {logs['loss']:.3f}  validation: {shown}{'  (best)' if gained else ''}")
+        self.run.append_metrics({"step": step, "train_loss": logs["loss"], "validation": metrics})
+        with self.writer.as_default(step):
+            for name, value in numbers.items():
+                tf.summary.scalar(f"validation/{name}", value)
+            tf.summary.text("validation/samples", "\n\n".join(samples))
+
+
+def score_of(metrics: dict[str, Any], best_metric: str) -> float:
+    """The value of a metric as a score, higher being better; one that is not a number is the worst."""
+    value = metrics[best_metric]
+    score = -value if best_metric in LOWER_IS_BETTER else value
+    return score if math.isfinite(score) else -math.inf
+
+
+class Saving(StepCallback):
+    """Saves at each interval and evaluation, and at the end of the run however it ends.
+
+    A first Ctrl-C or SIGTERM lets the step end, saves, and stops; a second Ctrl-C is obeyed at once.
+
+    Args:
+        checkpoints: where to.
+        evaluation: whose state and scores are saved; comes before this callback.
+        every_steps: optimizer steps.
+        seconds_before: that the run was trained in earlier sessions.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, evaluation: Evaluation, every_steps: int, seconds_before: float):
+        super().__init__()
+        self.checkpoints, self.evaluation, self.every_steps = checkpoints, evaluation, every_steps
+        self.seconds_before, self._started = seconds_before, time.monotonic()
+        self.interrupted_by: str | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """That the run has been trained, evaluations included, in all its sessions."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self.interrupted_by = signal.Signals(number).name
+        signal.signal(number, self._handlers[number])
+        say("stopping after this step; once more to stop at once")
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        if self.interrupted_by:
+            self.model.stop_training = True
+        if self.model.stop_training or step % self.every_steps == 0 or self.evaluation.score is not None:
+            self.save(step)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of this step, with the score if it was evaluated."""
+        self.checkpoints.save(
+            step,
+            read_variables(self.model.model.weights),
+            read_variables(self.model.state_variables),
+            {"score": self.evaluation.score, "evaluation": self.evaluation.state, "seconds": self.seconds},
+        )

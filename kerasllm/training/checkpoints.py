@@ -1,0 +1,212 @@
+"""Checkpoints: plain arrays with checksums, written whole or not at all, read with a fall-back to the one before.
+
+checkpoints/step_00000500/   weights.npz  state.npz  progress.json  checksums.json
+checkpoints/chosen/          weights.npz  progress.json     checksums.json     what evaluate and export use
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasllm.errors import UserError
+from kerasllm.run_directory import RunDirectory, atomic_directory, sha256_of_file
+from kerasllm.terminal import say
+
+CHOSEN = "chosen"
+Arrays = dict[str, np.ndarray]
+
+
+def read_variables(variables: Sequence[keras.Variable]) -> Arrays:
+    """The value of each variable under its path; those of the same path are numbered in their order."""
+    return {name: np.asarray(variable.value) for name, variable in zip(_names(variables), variables, strict=True)}
+
+
+def write_variables(variables: Sequence[keras.Variable], arrays: Arrays, where: str) -> None:
+    """Sets every variable, after all names and shapes were found to fit.
+
+    Raises:
+        UserError: a name is missing or left over, or a shape differs; then no variable was set.
+    """
+    named = dict(zip(_names(variables), variables, strict=True))
+    for name in [*named, *arrays]:
+        ours = tuple(named[name].shape) if name in named else "nothing"
+        theirs = arrays[name].shape if name in arrays else "nothing"
+        if ours != theirs:
+            raise UserError(f"{where}: {name}: the model has {ours}, the file has {theirs}; it is of another recipe")
+    for name, variable in named.items():
+        variable.assign(arrays[name])
+
+
+def _names(variables: Sequence[keras.Variable]) -> list[str]:
+    seen: Counter[str] = Counter()
+    names = []
+    for variable in variables:
+        seen[variable.path] += 1
+        names.append(variable.path if seen[variable.path] == 1 else f"{variable.path}#{seen[variable.path]}")
+    return names
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One directory of arrays with checksums."""
+
+    path: Path
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What was saved beside the arrays: `step`, and whatever the run needs to go on; empty if damaged."""
+        try:
+            return json.loads((self.path / "progress.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def is_whole(self) -> bool:
+        """Whether every file is there with the content that was written."""
+        try:
+            checksums = json.loads((self.path / "checksums.json").read_text("utf-8"))
+            return all(sha256_of_file(self.path / name) == checksum for name, checksum in checksums.items())
+        except (OSError, ValueError):
+            return False
+
+    def load(self, part: str) -> Arrays:
+        """The arrays of `weights` or `state`. Only plain arrays are read, never code.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        file = self.path / f"{part}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: cannot be read ({error}); remove {self.path} to use an earlier one") from error
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last few to go on from, and the weights of the best evaluations.
+
+    Args:
+        directory: `checkpoints/` of the run.
+        keep_last: complete checkpoints that are kept, the newest.
+        keep_best: checkpoints with the best score whose weights are kept.
+    """
+
+    def __init__(self, directory: Path, keep_last: int = 2, keep_best: int = 1):
+        self.directory, self.keep_last, self.keep_best = directory, keep_last, keep_best
+
+    def save(self, step: int, weights: Arrays, state: Arrays, progress: dict[str, Any]) -> None:
+        """Writes the checkpoint of a step, then removes those that nobody needs any more.
+
+        Args:
+            weights: what an answer depends on.
+            state: what going on depends on besides: the optimizer, random generators.
+            progress: JSON-able; `score` (higher is better) where the step was evaluated.
+        """
+        target = self.directory / f"step_{step:08d}"
+        if not target.exists():
+            _write(target, {"weights": weights, "state": state}, {"step": step, **progress})
+        self._remove_old()
+
+    def saved(self) -> list[Checkpoint]:
+        """All that are there, oldest first."""
+        return [Checkpoint(path) for path in sorted(self.directory.glob("step_*")) if path.is_dir()]
+
+    def latest(self) -> Checkpoint | None:
+        """The newest one to go on from; a damaged one is named, and the one before is taken."""
+        for checkpoint in reversed(self.saved()):
+            if not (checkpoint.path / "state.npz").exists() and checkpoint.is_whole():
+                continue  # kept for its weights only
+            if checkpoint.is_whole():
+                return checkpoint
+            say(f"{checkpoint.path}: damaged (checksums do not match); falling back to the one before")
+            shutil.rmtree(checkpoint.path)
+        return None
+
+    def best(self) -> list[Checkpoint]:
+        """Those with the best scores, best first, at most `keep_best`; of equal ones the earlier."""
+        scored = [checkpoint for checkpoint in self.saved() if checkpoint.progress.get("score") is not None]
+        return sorted(scored, key=lambda checkpoint: -checkpoint.progress["score"])[: self.keep_best]
+
+    def choose(self, weights: Arrays, progress: dict[str, Any]) -> None:
+        """Makes these the weights that `evaluate`, `predict` and `export` use."""
+        target = self.directory / CHOSEN
+        if target.exists():
+            shutil.rmtree(target)
+        _write(target, {"weights": weights}, progress)
+
+    def _remove_old(self) -> None:
+        saved, best = self.saved(), {checkpoint.path for checkpoint in self.best()}
+        for checkpoint in saved[: -self.keep_last]:
+            if checkpoint.path not in best:
+                shutil.rmtree(checkpoint.path)
+            elif (checkpoint.path / "state.npz").exists():
+                _keep_weights_only(checkpoint)
+
+
+def average(checkpoints: Sequence[Checkpoint]) -> Arrays:
+    """The mean of the weights of several checkpoints, [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), 6.1.
+
+    The sum is in float64, so that the mean does not depend on the order.
+    """
+    first = checkpoints[0].load("weights")
+    sums = {name: array.astype(np.float64) for name, array in first.items()}
+    for checkpoint in checkpoints[1:]:
+        arrays = checkpoint.load("weights")
+        for name in sums:
+            sums[name] += arrays[name]
+    return {name: (array / len(checkpoints)).astype(first[name].dtype) for name, array in sums.items()}
+
+
+def load_weights(model: keras.Model, run: RunDirectory) -> dict[str, Any]:
+    """Sets the model to the weights that its training chose; before that, to the best or newest ones there are.
+
+    Returns:
+        What was saved beside them.
+
+    Raises:
+        UserError: there are none, they are damaged, or they are of another model.
+    """
+    checkpoints = Checkpoints(run.checkpoints_path)
+    chosen = Checkpoint(run.checkpoints_path / CHOSEN)
+    candidates = [chosen, *checkpoints.best(), *reversed(checkpoints.saved())]
+    found = [checkpoint for checkpoint in candidates if checkpoint.path.exists()]
+    if not found:
+        raise UserError(f"{run.checkpoints_path}: holds no checkpoint yet; train first")
+    for checkpoint in found:
+        if checkpoint.is_whole():
+            write_variables(model.weights, checkpoint.load("weights"), str(checkpoint.path))
+            return checkpoint.progress
+        say(f"{checkpoint.path}: damaged (checksums do not match); trying the next one")
+    raise UserError(f"{run.checkpoints_path}: every checkpoint is damaged; train again")
+
+
+def _write(target: Path, parts: dict[str, Arrays], progress: dict[str, Any]) -> None:
+    with atomic_directory(target) as directory:
+        for part, arrays in parts.items():
+            np.savez(directory / f"{part}.npz", **arrays)
+        (directory / "progress.json").write_text(json.dumps(progress), "utf-8")
+        _write_checksums(directory)
+
+
+def _keep_weights_only(checkpoint: Checkpoint) -> None:
+    """Drops the state; the checksums are rewritten first, so that it is whole at every moment."""
+    _write_checksums(checkpoint.path, without="state.npz")
+    (checkpoint.path / "state.npz").unlink()
+
+
+def _write_checksums(directory: Path, without: str = "") -> None:
+    files = [file for file in sorted(directory.iterdir()) if file.name not in ("checksums.json", without)]
+    text = json.dumps({file.name: sha256_of_file(file) for file in files}, indent=2)
+    atomic = directory / ".checksums.json"
+    atomic.write_text(text, "utf-8")
+    atomic.replace(directory / "checksums.json")

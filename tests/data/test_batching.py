@@ -1,0 +1,138 @@
+"""The batch plan: a pure function of lengths, seed and epoch; and the padded batches that it gives."""
+
+import numpy as np
+import pytest
+
+from kerasllm.data.batching import BatchStream, pad_batch, plan_batches
+from kerasllm.data.settings import BatchingSettings
+from kerasllm.errors import UserError
+
+
+@pytest.fixture
+def lengths():
+    return np.random.default_rng(0).integers(1, 40, (500, 2))
+
+
+def plan(lengths, **options):
+    return [batch.tolist() for batch in plan_batches(lengths, tokens_per_batch=200, **options)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_example_once_within_the_budget(lengths, shuffle):
+    batches = plan(lengths, shuffle=shuffle)
+    assert sorted(np.concatenate(batches)) == list(range(500))
+    assert max(len(batch) * lengths[batch].max() for batch in batches) <= 200
+
+
+def test_repeats_from_its_seed_and_differs_between_epochs(lengths):
+    first = plan(lengths, seed=1, epoch=0)
+    assert plan(lengths.copy(), seed=1, epoch=0) == first
+    assert plan(lengths, seed=1, epoch=1) != first
+    assert plan(lengths, seed=2, epoch=0) != first
+
+
+def test_the_order_is_the_same_on_every_machine_and_numpy_version():
+    same_lengths = np.full((6, 1), 4)
+    batches = plan_batches(same_lengths, tokens_per_batch=8, seed=7, epoch=3)
+    assert [batch.tolist() for batch in batches] == [[3, 5], [2, 4], [1, 0]]
+
+
+def test_equal_lengths_change_company_and_batches_change_places(lengths):
+    epochs = [plan(lengths, epoch=epoch) for epoch in (0, 1)]
+    company = [{frozenset(batch) for batch in batches} for batches in epochs]
+    assert company[0] != company[1]
+    longest = [[lengths[batch].max() for batch in batches] for batches in epochs]
+    assert longest[0] != longest[1]
+    assert sorted(longest[0]) == sorted(longest[1])
+
+
+def test_without_shuffle_from_short_to_long():
+    lengths = np.array([[3, 1], [1, 1], [2, 3], [3, 3], [1, 2]])
+    assert [batch.tolist() for batch in plan_batches(lengths, tokens_per_batch=6, shuffle=False)] == [
+        [1, 4],  # longest 1 and 2; a third one of longest 3 would cost 9
+        [2, 0],
+        [3],
+    ]
+
+
+def test_little_is_padded_in_both_features():
+    random = np.random.default_rng(0)
+    source = random.integers(5, 40, 5000)
+    lengths = np.stack([source, source + random.integers(-3, 4, 5000)], axis=1)  # as translations are
+
+    def share_of_padding(batches):
+        return 1 - lengths.sum() / sum(len(batch) * lengths[batch].max(axis=0).sum() for batch in batches)
+
+    assert share_of_padding(plan_batches(lengths, tokens_per_batch=2000)) < 0.05
+    assert share_of_padding(np.array_split(np.arange(5000), 100)) > 0.4
+
+
+def test_corners():
+    assert plan_batches(np.zeros((0, 2), int), tokens_per_batch=8) == []
+    assert len(plan_batches(np.zeros((20, 1), int), tokens_per_batch=8)) == 3  # an empty example counts as one token
+    with pytest.raises(ValueError, match="sequence of 9 tokens exceeds tokens_per_batch 8"):
+        plan_batches(np.array([[9, 1]]), tokens_per_batch=8)
+
+
+def test_pad_batch(make_examples):
+    batch = pad_batch(make_examples([[2, 1], [0, 2], [3, 1]]).features, [2, 1, 0])
+    assert batch["a"].tolist() == [[2001, 2002, 2003], [0, 0, 0], [1, 2, 0]]
+    assert batch["b"].tolist() == [[2101, 0], [1101, 1102], [101, 0]]
+    assert batch["a"].dtype == np.int32
+
+
+def settings(tokens_per_batch=12, max_sequence_length=6):
+    return BatchingSettings(tokens_per_batch=tokens_per_batch, max_sequence_length=max_sequence_length)
+
+
+def test_too_long_examples_are_left_out_and_counted(make_examples):
+    stream = BatchStream(make_examples([[2, 7], [3, 6], [9, 1], [1, 1]]), settings(), seed=0)
+    assert stream.num_too_long == 2
+    assert sorted(np.concatenate(stream.batches(0))) == [1, 3]
+    with pytest.raises(UserError, match=r"batching\.max_sequence_length: no example has at most 6 tokens"):
+        BatchStream(make_examples([[2, 7], [9, 1]]), settings(), seed=0)
+
+
+@pytest.mark.parametrize("num_replicas", [2, 3])
+def test_parts_for_replicas_make_up_the_global_batch(make_examples, num_replicas):
+    lengths = np.random.default_rng(0).integers(1, 6, (20, 2))
+    examples = make_examples(lengths)
+    stream = BatchStream(examples, settings(), seed=0, num_replicas=num_replicas)
+    for rows in stream.batches(0):
+        parts = list(stream.parts(rows))
+        assert len(parts) == num_replicas
+        found = [row[row > 0].tolist() for part in parts for row in part["a"] if row.any()]
+        assert found == [examples.features["a"][row].tolist() for row in rows]
+        for part in parts:
+            if part["a"].any():
+                assert part["a"].any(axis=0).all()  # filled up to its own longest row, not to that of the whole batch
+
+
+def test_an_empty_part_is_one_row_of_padding(make_examples):
+    stream = BatchStream(make_examples([[6, 2]]), settings(), seed=0, num_replicas=3)
+    parts = list(stream.parts(stream.batches(0)[0]))
+    assert [part["a"].shape for part in parts] == [(1, 6)] * 3
+    assert parts[0]["a"].any()
+    assert not any(array.any() for part in parts[1:] for array in part.values())
+
+
+def test_dataset_starts_where_it_was_sought_and_goes_on_from_epoch_to_epoch(make_examples):
+    lengths = np.random.default_rng(0).integers(1, 6, (30, 2))
+    stream = BatchStream(make_examples(lengths), settings(), seed=0)
+    assert stream.feature_names == ["a", "b"]
+    dataset = stream.dataset()
+
+    def rows_of(batches):
+        return [sorted(batch["a"][:, 0] // 1000) for batch in batches]
+
+    def planned(epoch, first_batch=0):
+        return [sorted(rows) for rows in stream.batches(epoch)[first_batch:]]
+
+    assert rows_of(dataset.take(1).as_numpy_iterator()) == planned(0)[:1]
+    stream.seek(2, first_batch=3)
+    expected = planned(2, 3) + planned(3) + planned(4)
+    batches = dataset.take(len(expected)).as_numpy_iterator()
+    first = next(batches)
+    stream.seek(0)  # does not touch the iterator that is under way
+    assert rows_of([first, *batches]) == expected
+    assert first["b"].dtype == np.int32

@@ -1,0 +1,225 @@
+"""The whole of `prepare`: what lies on disk, when it is made anew, and that a failure leaves nothing behind."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kerasllm.data.batching import BatchStream
+from kerasllm.data.preparation import check_fields, preparation_key, prepare_data
+from kerasllm.data.settings import (
+    BatchingSettings,
+    BuiltInSettings,
+    CleaningSettings,
+    ParallelTextSettings,
+    TableSettings,
+    TokenizerSettings,
+)
+from kerasllm.data.store import Prepared
+from kerasllm.errors import UserError
+
+FIELDS = ("source", "target")
+SPLITS = {
+    "train": [("a dog", "ein Hund"), ("a cat", "eine Katze"), ("a dog", "ein Hund"), ("leak", "Leck"), ("", "leer")],
+    "test": [("leak", "Leck"), ("zebra", "Zebra")],
+}
+DATA = ParallelTextSettings(
+    source="parallel_text",
+    train={"source": "train.en", "target": "train.de"},
+    test={"source": "test.en", "target": "test.de"},
+)
+
+
+def encode(tokenizer, texts):
+    import tensorflow as tf
+
+    source, target = (tokenizer.tokenize(texts[field]) for field in FIELDS)
+    end = tf.fill([source.nrows(), 1], tokenizer.end_id)
+    return {
+        "encoder_token_ids": tf.concat([source, end], axis=1),
+        "decoder_token_ids": tf.concat([target, end], axis=1),
+    }
+
+
+def recipe(**sections):
+    sections.setdefault("data", DATA)
+    sections.setdefault("cleaning", CleaningSettings())
+    sections.setdefault("tokenizer", TokenizerSettings(kind="words"))
+    return SimpleNamespace(task="translate", task_class=SimpleNamespace(fields=FIELDS, encode=encode), **sections)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASLLM_CACHE", str(tmp_path / "cache"))
+    for split, rows in SPLITS.items():
+        for language, texts in zip(("en", "de"), zip(*rows, strict=True), strict=True):
+            (tmp_path / f"{split}.{language}").write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return tmp_path
+
+
+def prepare(folder, **sections):
+    return prepare_data(recipe(**sections), encode, folder)
+
+
+def test_what_lies_on_disk(folder):
+    from kerasllm.data.tokenizers import load_tokenizer
+
+    prepared = prepare(folder)
+    assert prepared.directory.parent == folder / "cache" / "prepared"
+    assert prepared.splits == {"train": 2, "test": 2}
+    assert prepared.report["train"]["dropped"] == {"duplicate": 1, "leak": 1, "empty": 1}
+    tokenizer = load_tokenizer(prepared.tokenizer_directory)
+    assert (
+        prepared.vocabulary_size
+        == tokenizer.vocabulary_size
+        == 4 + len({"a", "dog", "cat", "ein", "eine", "Hund", "Katze"})
+    )
+    train, test = prepared.examples("train"), prepared.examples("test")
+    assert [train.texts["source"][n] for n in range(len(train))] == ["a dog", "a cat"]
+    assert list(test.texts["target"]) == ["Leck", "Zebra"]
+    assert list(train.features) == ["encoder_token_ids", "decoder_token_ids"]
+    assert train.lengths.tolist() == [[3, 3], [3, 3]]
+    for examples in (train, test):
+        for row in range(len(examples)):
+            texts = {field: [examples.texts[field][row]] for field in FIELDS}
+            for name, ids in encode(tokenizer, texts).items():
+                assert examples.features[name][row].tolist() == ids[0].numpy().tolist()
+    unknown = tokenizer.unknown_id  # the vocabulary was learnt from the training split alone
+    assert test.features["encoder_token_ids"][1].tolist() == [unknown, tokenizer.end_id]
+
+
+def test_the_same_is_prepared_once(folder):
+    first = prepare(folder)
+    assert not first.from_cache
+    written = first.directory.stat().st_mtime_ns
+    second = prepare(folder)
+    assert second.from_cache
+    assert second.directory == first.directory
+    assert second.directory.stat().st_mtime_ns == written
+    assert second.manifest == first.manifest
+
+
+def test_a_second_prepare_loads_no_tensorflow(folder):
+    prepare(folder)
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(folder)!r})
+from types import SimpleNamespace
+from kerasllm.data.preparation import prepare_data
+from kerasllm.data.settings import CleaningSettings, ParallelTextSettings, TokenizerSettings
+recipe = SimpleNamespace(
+    task="translate", task_class=SimpleNamespace(fields={FIELDS!r}), cleaning=CleaningSettings(),
+    tokenizer=TokenizerSettings(kind="words"), data=ParallelTextSettings(**{DATA.model_dump()!r}),
+)
+prepared = prepare_data(recipe, None, {str(folder)!r})
+assert prepared.from_cache
+assert list(prepared.examples("train").texts["source"]) == ["a dog", "a cat"]
+heavy = {{"tensorflow", "keras", "tensorflow_text", "pyarrow", "sentencepiece"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_key_follows_every_setting_and_the_contents(folder):
+    def key(task="translate", **sections):
+        one = recipe(**sections)
+        one.task = task
+        return preparation_key(one, folder)
+
+    first = key()
+    others = [
+        key(task="summarize"),
+        key(data=DATA.model_copy(update={"test": None})),
+        key(data=BuiltInSettings(source="built_in", name="dates", train=5)),
+        key(data=BuiltInSettings(source="built_in", name="dates", train=5, seed=1)),
+        key(cleaning=CleaningSettings(max_characters=9)),
+        key(tokenizer=TokenizerSettings(kind="characters")),
+        key(tokenizer=TokenizerSettings(kind="words", max_vocabulary_size=99)),
+    ]
+    for split in SPLITS:
+        text = (folder / f"{split}.de").read_text()
+        (folder / f"{split}.de").write_text(text.replace("Leck", "Loch"))
+        others.append(key())
+        (folder / f"{split}.de").write_text(text)
+    assert len({first, *others}) == 1 + len(others)
+    assert key() == first
+    (folder / "elsewhere").mkdir()
+    for file in folder.glob("t*.*"):
+        file.rename(folder / "elsewhere" / file.name)
+    assert preparation_key(recipe(), folder / "elsewhere") == first  # contents count, not where they lie
+
+
+@pytest.mark.parametrize("when", ["reading", "tokenizing"])
+def test_a_failure_leaves_nothing_half_written(folder, when):
+    def failing(tokenizer, texts):
+        raise UserError("tokenizing failed")
+
+    if when == "reading":
+        (folder / "train.de").write_text("nur eine Zeile\n")
+        with pytest.raises(UserError, match=r"train\.en has 5 lines, .*train\.de has 1 lines"):
+            prepare(folder)
+    else:
+        with pytest.raises(UserError, match="tokenizing failed"):
+            prepare_data(recipe(), failing, folder)
+    assert list((folder / "cache").rglob("*.*")) == []
+    assert list((folder / "cache" / "prepared").iterdir()) == []
+
+
+def test_nothing_left_after_cleaning(folder):
+    (folder / "train.en").write_text("leak\n\n\n\n\n")
+    (folder / "train.de").write_text("Leck\n\n\n\n\n")
+    with pytest.raises(UserError, match=r"data\.train: cleaning leaves no record; .*1 dropped: .*4 dropped: ") as error:
+        prepare(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_cache_is_noticed(folder):
+    directory = prepare(folder).directory
+    file = directory / "train" / "feature.encoder_token_ids.values"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(
+        UserError, match=r"feature\.encoder_token_ids\.values: has \d+ bytes instead of \d+; .*run prepare"
+    ):
+        prepare(folder).examples("train")
+
+
+def test_the_vocabulary_comes_from_texts_spread_over_all_fields(folder):
+    rows = [f"en{n}\tde{n}" for n in range(100)]
+    (folder / "a.tsv").write_text("\n".join(["source\ttarget", *rows]) + "\n")
+    data = TableSettings(source="table", train="a.tsv", columns={field: field for field in FIELDS})
+    prepared = prepare(folder, data=data, tokenizer=TokenizerSettings(kind="words", max_training_sentences=20))
+    words = json.loads((prepared.tokenizer_directory / "vocabulary.json").read_text())
+    assert sorted(words) == sorted(f"{language}{n}" for language in ("en", "de") for n in range(0, 100, 10))
+
+
+def test_dates_from_the_recipe_to_batches(folder):
+    data = BuiltInSettings(source="built_in", name="dates", train=300, validation=20)
+    prepared = prepare(folder, data=data, tokenizer=TokenizerSettings(kind="characters"))
+    assert prepared.splits == {"train": 300, "validation": 20}
+    examples = Prepared(prepared.directory).examples("train")
+    assert set(examples.features["decoder_token_ids"].lengths) == {11}  # 2021-03-05 and the end
+    stream = BatchStream(examples, BatchingSettings(tokens_per_batch=400, max_sequence_length=40), seed=0)
+    assert sum(map(len, stream.batches(0))) + stream.num_too_long == 300
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            DATA.model_copy(update={"train": {"source": "a", "targt": "b"}}),
+            r"data\.train\.targt: .*did you mean 'target'",
+        ),
+        (
+            DATA.model_copy(update={"train": {"source": "a"}}),
+            r"data\.train\.target: is missing; the task needs source, t",
+        ),
+        (TableSettings(source="table", train="a.csv", columns={"target": "b"}), r"data\.columns\.source: is missing"),
+    ],
+)
+def test_the_recipe_must_name_the_fields_of_the_task(data, message):
+    with pytest.raises(UserError, match=message):
+        check_fields(data, FIELDS)

@@ -1,0 +1,228 @@
+"""A model is published only when a fresh process gives its answers; otherwise nothing is left behind."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kerasllm.errors import UserError
+from kerasllm.run_directory import RunDirectory
+from kerasllm.serving import saved_model
+from kerasllm.stages import export as stage
+from kerasllm.stages.predict import predict
+
+SAMPLE_TEXTS = stage.sample_texts
+TEXTS = ["5. März 2021", "on the 3rd", "a", "bb a", "", "日本", "bb bb bb bb", "a a", "b"]
+
+
+class EchoTask:
+    """Repeats a text character by character in a loop; the score is a sum over embeddings of a Keras layer."""
+
+    fields = ("source", "target")
+
+    def __init__(self, tokenizer):
+        import keras
+
+        self.tokenizer = tokenizer
+        self.embedding = keras.layers.Embedding(tokenizer.vocabulary_size, 3)
+        self.dropout = keras.layers.Dropout(0.5)
+        self.embedding.build()
+
+    def answer(self, texts):
+        import tensorflow as tf
+
+        token_ids = self.tokenizer.tokenize(texts)[:, :20].to_tensor()
+        length = tf.shape(token_ids)[1]
+
+        def step(position, score):
+            vectors = self.dropout(self.embedding(token_ids[:, position]), training=False)
+            real = tf.cast(token_ids[:, position] != 0, tf.float32)
+            return position + 1, score + real * tf.reduce_sum(vectors, axis=1)
+
+        _, score = tf.while_loop(lambda position, _: position < length, step, (0, tf.zeros(tf.shape(texts))))
+        return {"text": self.tokenizer.detokenize(token_ids), "score": score}
+
+
+class RestlessTask(EchoTask):
+    """Never gives the same answer twice: its score is the time (a random number would repeat from a seed)."""
+
+    def answer(self, texts):
+        import tensorflow as tf
+
+        return {**super().answer(texts), "score": tf.fill(tf.shape(texts), tf.cast(tf.timestamp() % 100.0, tf.float32))}
+
+
+def make_tokenizer(kind, directory):
+    from kerasllm.data.settings import CleaningSettings, TokenizerSettings
+    from kerasllm.data.tokenizers import train_tokenizer
+
+    settings = TokenizerSettings(kind=kind, max_vocabulary_size=40)
+    return train_tokenizer(settings, CleaningSettings(), TEXTS * 5, directory)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer("characters", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def samples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "sample_texts", lambda run: TEXTS)
+        yield
+
+
+def make_run(directory, task):
+    run = RunDirectory(directory / "run")
+    (run.checkpoints_path / "chosen").mkdir(parents=True)
+    (run.checkpoints_path / "chosen" / "weights.npz").write_bytes(b"weights")
+    recipe = SimpleNamespace(dump=lambda: {"task": "echo"})
+    return SimpleNamespace(directory=run, recipe=recipe, task=task, progress={"chosen": "step 7"})
+
+
+@pytest.fixture(scope="module", params=["subwords", "words", "characters"])
+def published(request, tmp_path_factory):
+    """(the task, its saved_models/echo, the report of the export), with each kind of tokenizer."""
+    directory = tmp_path_factory.mktemp("export")
+    task = EchoTask(make_tokenizer(request.param, directory))
+    run = make_run(directory, task)
+    to = directory / "saved_models" / "echo"
+    (to / "4").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "load_run", lambda run_dir, overrides: run)
+        report = stage.export(directory / "run", to)
+    return task, to, report
+
+
+def test_publishes_the_next_version(published):
+    _, to, report = published
+    assert report["path"] == str(to / "5")
+    assert report["version"] == 5
+    assert report["num_verified"] == len(TEXTS)
+    assert report["bytes"] == sum(path.stat().st_size for path in (to / "5").rglob("*") if path.is_file())
+    assert sorted(path.name for path in to.iterdir()) == ["4", "5", "batching_parameters.txt"]
+    assert {path.name for path in (to / "5" / "assets.extra").iterdir()} == {
+        "kerasllm.json",
+        "tf_serving_warmup_requests",
+    }
+
+
+def test_fresh_process_answers_at_another_batch_size(published):
+    import tensorflow as tf
+
+    task, to, _ = published
+    command = [sys.executable, "-I", saved_model.__file__, str(to), "--json", *TEXTS]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    for text, answer in zip(TEXTS, answers, strict=True):
+        alone = task.answer(tf.constant([text]))
+        assert answer["text"] == alone["text"].numpy()[0].decode()
+        assert answer["score"] == pytest.approx(float(alone["score"][0]), abs=1e-5)
+    assert answers[0]["text"] == TEXTS[0]
+
+
+def test_saved_model_holds_each_variable_once_and_names_no_device(published):
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    _, to, _ = published
+    names = [name for name, _ in tf.train.list_variables(str(to / "5" / "variables" / "variables"))]
+    assert len([name for name in names if "VARIABLE_VALUE" in name]) == 1
+    model = saved_model_pb2.SavedModel.FromString((to / "5" / "saved_model.pb").read_bytes())
+    (graph,) = (meta_graph.graph_def for meta_graph in model.meta_graphs)
+    functions = [f for f in graph.library.function if not f.signature.name.startswith("__inference__traced_")]
+    assert {node.device for function in functions for node in function.node_def} == {""}
+
+
+def test_manifest_says_where_the_model_comes_from(published):
+    _, to, _ = published
+    manifest = json.loads((to / "5" / "assets.extra" / "kerasllm.json").read_text(encoding="utf-8"))
+    assert manifest["recipe"] == {"task": "echo"}
+    assert manifest["endpoints"] == {"serving_default": ["score", "text"], "tokenize": ["lengths", "token_ids"]}
+    assert manifest["weights"] == {"chosen": "step 7"}
+    # printf weights | sha256sum
+    assert manifest["sha256"] == {
+        "chosen/weights.npz": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    }
+
+
+def test_different_answers_are_not_published(tokenizer, tmp_path):
+    run = make_run(tmp_path, RestlessTask(tokenizer))
+    with pytest.raises(UserError, match=r"not published: for '5\. März 2021' \(endpoint serving_default, batch of 1\)"):
+        stage.publish(run, tmp_path / "saved_models" / "random" / "1")
+    assert list((tmp_path / "saved_models" / "random").iterdir()) == []
+
+
+def test_failed_first_export_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    run = make_run(tmp_path, EchoTask(tokenizer))
+    (tmp_path / "saved_models").mkdir()
+    monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides: run)
+    monkeypatch.setattr(stage.saved_model, "__file__", str(tmp_path / "no_such_script.py"))
+    with pytest.raises(UserError, match=r"does not run in a fresh process: .*no_such_script"):
+        stage.export(tmp_path / "run", tmp_path / "saved_models" / "echo")
+    assert list((tmp_path / "saved_models").iterdir()) == []
+
+
+def test_full_disk_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = make_run(tmp_path, EchoTask(tokenizer))
+    monkeypatch.setattr(stage, "write_manifest", fail)
+    monkeypatch.setattr(stage, "verify", lambda *_: None)
+    target = tmp_path / "saved_models" / "echo" / "1"
+    with pytest.raises(UserError, match=f"{target}: cannot be written: No space left on device") as error:
+        stage.publish(run, target)
+    assert "\n" not in str(error.value)
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+def test_small_disk_leaves_nothing(tokenizer, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        with pytest.raises(UserError, match=r"echo/1: cannot be written: No space left on device"):
+            stage.publish(make_run(tmp_path, EchoTask(tokenizer)), disk / "echo" / "1")
+        assert list((disk / "echo").iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_next_version(tmp_path):
+    assert stage.next_version(tmp_path / "new") == tmp_path / "new" / "1"
+    for name in ("2", "10", ".11.tmp"):
+        (tmp_path / "model" / name).mkdir(parents=True)
+    assert stage.next_version(tmp_path / "model") == tmp_path / "model" / "11"
+    assert stage.next_version(tmp_path / "model" / "7") == tmp_path / "model" / "7"
+    with pytest.raises(UserError, match=r"model/10: exists already, and a published version never changes"):
+        stage.next_version(tmp_path / "model" / "10")
+
+
+def test_exported_run_answers_as_predict_does(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "sample_texts", SAMPLE_TEXTS)
+    report = stage.export(trained_run, tmp_path / "dates")
+    assert report["num_verified"] == stage.NUM_SENTENCES + len(stage.ODD_TEXTS)
+    texts = ["Friday, March 5, 2021", "", "1. Mai 1999", "2021年3月5日 星期五", "x" * 200]
+    command = [sys.executable, "-I", saved_model.__file__, str(tmp_path / "dates"), "--json", *texts]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    served = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 1)
+    predicted = predict(trained_run, texts)
+    assert [row["text"] for row in served] == [row["text"] for row in predicted]
+    assert [row["score"] for row in served] == pytest.approx([row["score"] for row in predicted], abs=1e-4)
+
+
+def test_samples_are_validation_sentences(trained_run):
+    from kerasllm.trained_run import load_run
+
+    samples = SAMPLE_TEXTS(load_run(trained_run))
+    assert samples[stage.NUM_SENTENCES :] == list(stage.ODD_TEXTS)
+    assert len(set(samples)) == len(samples)
+    assert all(any(character.isdigit() for character in text) for text in samples[: stage.NUM_SENTENCES])

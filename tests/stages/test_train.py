@@ -1,0 +1,148 @@
+"""Training as a whole: it goes on where it stopped to the same bits, refuses what does not fit, and saves on Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+RECIPE = """\
+task: translate
+seed: 1
+data: {source: built_in, name: dates, train: 300, validation: 20, test: 20}
+tokenizer: {kind: characters}
+batching: {tokens_per_batch: 512, max_sequence_length: 48}
+model: {num_layers: 1, num_heads: 2, hidden_dim: 16, intermediate_dim: 16, max_sequence_length: 48, dropout: 0.2}
+generation: {beam_size: 1, max_length_ratio: 0.1}
+training:
+  train_steps: 14
+  schedule: {name: cosine, warmup_steps: 2}
+  evaluate_every_steps: 7
+  checkpoint_every_steps: 3
+  best_metric: exact_match
+  average_checkpoints: 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def train(run_command, recipe):
+    def run(run_dir, *arguments):
+        return run_command("train", str(recipe), "--run-dir", str(run_dir), *arguments)
+
+    return run
+
+
+def arrays_of(run_dir, step):
+    """Every array of a checkpoint: weights, optimizer, states of random generators."""
+    checkpoint = run_dir / "checkpoints" / f"step_{step:08d}"
+    return {
+        f"{part}/{name}": array
+        for part in ("weights", "state")
+        for name, array in np.load(checkpoint / f"{part}.npz").items()
+    }
+
+
+def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe):
+    """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run."""
+    straight = train(tmp_path / "straight", "--json")
+    assert straight.returncode == 0, straight.stderr
+    report = json.loads(straight.stdout)
+    assert report["steps"] == 14
+    assert "mean of steps 7, 14" in straight.stderr
+
+    stopped = tmp_path / "stopped"
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        interrupt_after_a_checkpoint(recipe, stopped, number, code)
+    rest = train(stopped, "--json")
+    assert rest.returncode == 0, rest.stderr
+    assert "going on after" in rest.stderr
+    assert json.loads(rest.stdout)["chosen"] == report["chosen"]
+    ours, theirs = arrays_of(stopped, 14), arrays_of(tmp_path / "straight", 14)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+    again = train(stopped)
+    assert again.returncode == 0
+    assert "is trained already" in again.stderr
+
+
+def interrupt_after_a_checkpoint(recipe, run_dir, number, code):
+    """Starts the run, lets it write one more checkpoint, and sends it a signal."""
+    checkpoints = run_dir / "checkpoints"
+    before = set(checkpoints.glob("step_*"))
+    command = [sys.executable, "-m", "kerasllm", "train", str(recipe), "--run-dir", str(run_dir)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not set(checkpoints.glob("step_*")) - before:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode in (code, 0), message
+    if process.returncode == 130:
+        assert "which is saved; the same command goes on from there" in message
+
+
+def test_a_run_of_another_recipe_is_refused(train, tmp_path, recipe):
+    assert train(tmp_path / "run", "--set", "training.train_steps=3").returncode == 0
+    before = sorted((tmp_path / "run").rglob("*"))
+    refused = train(tmp_path / "run", "--set", "training.train_steps=3", "--set", "model.dropout=0.3")
+    assert refused.returncode == 2
+    assert "was made by another recipe: model.dropout (0.3, not 0.2)" in refused.stderr
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_nothing_is_written_before_the_data_is_known_to_be_good(train, tmp_path):
+    files = "{source: a.txt, target: b.txt}"
+    data = f"data={{source: parallel_text, train: {files}, validation: {files}}}"
+    refused = train(tmp_path / "run", "--set", data)
+    assert refused.returncode == 2
+    assert "a.txt: no such file" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_validation_split_nothing_could_be_chosen(train, tmp_path):
+    refused = train(tmp_path / "run", "--set", "data={source: built_in, name: dates, train: 30}")
+    assert refused.returncode == 2
+    assert "data.validation: is missing" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_up_longer_than_the_epochs(train, tmp_path):
+    changes = ["training.train_steps=null", "training.train_epochs=1", "training.schedule.warmup_steps=5000"]
+    refused = train(tmp_path / "run", *(part for change in changes for part in ("--set", change)))
+    assert refused.returncode == 2
+    assert "training.schedule: warmup_steps 5000 is not below the" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_the_task_has_not(train, tmp_path):
+    refused = train(tmp_path / "run", "--set", "training.best_metric=exact_mach")
+    assert refused.returncode == 2
+    assert "training.best_metric: no metric 'exact_mach'; did you mean 'exact_match'?" in refused.stderr
+
+
+def test_batches_longer_than_the_model(train, tmp_path):
+    refused = train(tmp_path / "run", "--set", "model.max_sequence_length=40")
+    assert refused.returncode == 2
+    assert "batching.max_sequence_length: 48 is more than the 40 positions of the model" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_replicas_train(train, tmp_path):
+    done = train(tmp_path / "run", "--set", "training.num_replicas=2", "--set", "training.train_steps=3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 3

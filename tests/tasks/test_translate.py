@@ -1,0 +1,86 @@
+"""The translate task: its features, its weights, its figures, and answers that stay within the model's reach."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasllm.data.settings import BatchingSettings, CleaningSettings, TokenizerSettings
+from kerasllm.data.tokenizers import train_tokenizer
+from kerasllm.generation.settings import GenerationSettings
+from kerasllm.models.settings import EncoderDecoderSettings
+from kerasllm.tasks.translate import Translate
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    tokenizer = train_tokenizer(
+        TokenizerSettings(kind="characters"), CleaningSettings(), ["abcde", "ab"], tmp_path_factory.mktemp("tokenizer")
+    )
+    sizes = EncoderDecoderSettings(num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=12)
+    generation, training = GenerationSettings(beam_size=3), SimpleNamespace(label_smoothing=0.1)
+    batching = BatchingSettings(max_sequence_length=12)
+    task = Translate(
+        SimpleNamespace(model=sizes, generation=generation, training=training, batching=batching), tokenizer
+    )
+    task.build_model()
+    return task
+
+
+def test_features(task):
+    """a and b are the likeliest characters, ids 4 and 5; the source ends, the target starts and ends."""
+    features = task.encode(task.tokenizer, {"source": tf.constant(["ab", ""]), "target": tf.constant(["b", "ba"])})
+    assert features["encoder_token_ids"].to_list() == [[4, 5, 2], [2]]
+    assert features["decoder_token_ids"].to_list() == [[1, 5, 2], [1, 5, 4, 2]]
+
+
+def test_loss_weighs_every_next_token_and_no_padding(task):
+    batch = {
+        "encoder_token_ids": tf.constant([[4, 5, 2], [2, 0, 0]]),
+        "decoder_token_ids": tf.constant([[1, 5, 2, 0], [1, 5, 4, 2]]),
+    }
+    losses, weights = task.loss(task.model, batch, training=False)
+    np.testing.assert_array_equal(weights, [[1, 1, 0], [1, 1, 1]])
+    inputs = {"encoder_token_ids": batch["encoder_token_ids"], "decoder_token_ids": batch["decoder_token_ids"][:, :3]}
+    log_probabilities = tf.nn.log_softmax(task.model(inputs)).numpy()
+    assert float(losses[1, 2]) == pytest.approx(-log_probabilities[1, 2, 2], rel=1e-5)
+
+
+def test_labels_are_smoothed_in_training_only(task):
+    batch = {"encoder_token_ids": tf.constant([[4, 2]]), "decoder_token_ids": tf.constant([[1, 5, 2]])}
+    plain, _ = task.loss(task.model, batch, training=False)
+    again, _ = task.loss(task.model, batch, training=False)
+    smoothed, _ = task.loss(task.model, batch, training=True)
+    np.testing.assert_array_equal(plain, again)
+    assert np.abs(plain - smoothed).max() > 1e-3
+
+
+def test_any_text_is_answered(task):
+    """Nothing, unknown characters, and more than the model has positions."""
+    answers = task.answer(tf.constant(["", "日本", "abc" * 100]))
+    assert answers["text"].shape == (3,)
+    assert np.isfinite(answers["score"]).all()
+
+
+def test_the_n_best_are_in_order(task):
+    best = task.search(tf.constant(["abc", "d"]))
+    assert best.token_ids.shape[:2] == (2, 3)
+    assert (np.diff(best.scores, axis=1) <= 0).all()
+
+
+def test_an_answer_does_not_depend_on_its_batch(task):
+    alone = task.answer(tf.constant(["abc"]))
+    together = task.answer(tf.constant(["abcdeabcde", "abc", ""]))
+    assert together["text"][1] == alone["text"][0]
+    assert float(together["score"][1]) == pytest.approx(float(alone["score"][0]), abs=1e-5)
+
+
+def test_metrics(task):
+    metrics = task.metrics(["Das ist ein guter Test.", "Nein!"], ["Das ist ein guter Test.", "Ja."])
+    assert metrics["exact_match"] == 0.5
+    assert set(task.metric_names) < set(metrics)
+    perfect = task.metrics(["Das ist gut so."], ["Das ist gut so."])
+    assert perfect["bleu"] == pytest.approx(100.0)
+    assert perfect["chrf"] == pytest.approx(100.0)
+    assert {"tok:13a", "case:mixed"} <= set(perfect["bleu_signature"].split("|"))

@@ -1,0 +1,93 @@
+"""Every recipe in `recipes/` is complete, says what it gave when it was measured, and runs."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from kerasllm.recipe import list_recipes, load_recipe
+
+FILES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.*"))
+SIZES = {"tiny", "small", "base", "large"}
+HEADER = ("command", "hardware", "minutes", "measured")
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+
+# Two steps of a very small model; keys that a recipe's task does not have are left out.
+TINY = {
+    "training.train_epochs": "null",
+    "training.train_steps": "2",
+    "training.evaluate_every_epochs": "null",
+    "training.evaluate_every_steps": "null",
+    "training.schedule.warmup_steps": "1",
+    "training.average_checkpoints": "1",
+    "model.num_layers": "1",
+    "model.num_heads": "2",
+    "model.hidden_dim": "16",
+    "model.intermediate_dim": "16",
+    "generation.beam_size": "1",
+    "generation.max_length_ratio": "0.1",
+    "generation.max_extra_tokens": "2",
+}
+
+
+def tiny_overrides(file: Path) -> list[str]:
+    """The `--set` options that make a recipe run in seconds."""
+    recipe = load_recipe(file)
+    known = recipe.dump()
+    chosen = [f"{key}={value}" for key, value in TINY.items() if has_key(known, key)]
+    if recipe.data.source == "built_in":
+        sizes = {"train": 300, "validation": 20, "test": 20}
+        chosen += [f"data.{split}={sizes[split]}" for split in recipe.data.splits]
+    return [part for override in chosen for part in ("--set", override)]
+
+
+def has_key(section: dict, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    return first in section and (not rest or has_key(section[first], rest))
+
+
+def test_all_files_are_listed():
+    assert FILES
+    assert [recipe.path.resolve() for recipe in list_recipes()] == FILES
+
+
+@each_file
+def test_it_loads_strictly_under_its_name(file):
+    recipe = load_recipe(file)
+    assert recipe.name == f"{file.parent.name}/{file.stem}"
+    assert recipe.task == file.parent.name
+    assert re.fullmatch(r"[a-z0-9_]+_([a-z]+)", file.stem)[1] in SIZES
+
+
+@each_file
+def test_its_copy_in_a_run_is_equal(file, tmp_path):
+    recipe = load_recipe(file)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml").dump() == recipe.dump()
+
+
+@each_file
+def test_its_header_says_what_was_measured(file):
+    (listed,) = [recipe for recipe in list_recipes() if recipe.path.resolve() == file]
+    assert listed.purpose.endswith(".")
+    assert [key for key in HEADER if not listed.header.get(key)] == []
+    assert str(file.relative_to(file.parents[2])) in listed.header["command"]
+    assert re.search(r"\d", listed.header["minutes"])
+    assert re.search(r"\d{4}-\d{2}-\d{2}", listed.header["measured"]), "no date"
+
+
+@pytest.mark.slow
+@each_file
+def test_two_steps_at_tiny_size(file, run_command, tmp_path):
+    if load_recipe(file).data.source not in ("built_in",) and not os.environ.get("KERASLLM_DATA"):
+        pytest.skip("needs data files: set KERASLLM_DATA to the directory that holds them")
+    options = [*tiny_overrides(file), "--json"]
+    prepared = run_command("prepare", str(file), *options)
+    assert prepared.returncode == 0, prepared.stderr
+    assert json.loads(prepared.stdout)["splits"]["train"] > 0
+    trained = run_command("train", str(file), "--run-dir", str(tmp_path / "run"), *options)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["steps"] == 2

@@ -1,0 +1,153 @@
+"""One optimizer step is the step of the whole global batch, on one replica and on two, with uneven padding."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasllm.training.settings import OptimizerSettings
+from kerasllm.training.trainer import Trainer, build_optimizer
+
+# Run in a process of its own: the number of devices is fixed when TensorFlow starts, and there is one strategy each.
+TRAIN = """
+import json, sys
+import numpy as np
+from kerasllm.environment import build_strategy, configure
+configure()
+import keras
+import tensorflow as tf
+from kerasllm.models.encoder_decoder import EncoderDecoder
+from kerasllm.training.objectives import cross_entropy
+from kerasllm.training.settings import OptimizerSettings
+from kerasllm.training.trainer import Trainer, build_optimizer
+
+num_replicas = int(sys.argv[1])
+strategy = build_strategy(num_replicas)
+keras.utils.set_random_seed(1)
+
+def batches():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        ids = rng.integers(3, 20, (6, 9)).astype("int32")
+        for row, length in enumerate([9, 8, 9, 2, 3, 2]):  # the second replica has mostly padding
+            ids[row, length:] = 0
+        yield ids
+
+def parts():
+    for ids in batches():
+        yield from np.array_split(ids, num_replicas)
+
+def objective(model, ids, training):
+    logits = model({"encoder_token_ids": ids, "decoder_token_ids": ids[:, :-1]}, training=training)
+    return cross_entropy(logits, ids[:, 1:], 0.1), tf.cast(ids[:, 1:] != 0, tf.float32)
+
+with strategy.scope():
+    model = EncoderDecoder(20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.0)
+    trainer = Trainer(model, objective, clip_norm=0.05)
+    optimizer = build_optimizer(OptimizerSettings(epsilon=1e-4), 0.01)
+    optimizer.build(model.trainable_variables)
+    trainer.compile(optimizer=optimizer)
+signature = tf.TensorSpec([None, None], tf.int32)
+dataset = strategy.distribute_datasets_from_function(
+    lambda context: tf.data.Dataset.from_generator(parts, output_signature=signature)
+)
+collected = []
+callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: collected.append(dict(logs)))
+trainer.fit(dataset, steps_per_epoch=5, shuffle=False, verbose=0, callbacks=[callback])
+weights = [variable.numpy().ravel().tolist() for variable in model.trainable_variables]
+print(json.dumps({"weights": weights, "logs": collected}))
+"""
+
+
+def trained(num_replicas):
+    command = [sys.executable, "-c", TRAIN, str(num_replicas)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_replicas_equal_one_with_unequal_padding():
+    one, two = trained(1), trained(2)
+    for ours, theirs in zip(one["weights"], two["weights"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+    for ours, theirs in zip(one["logs"], two["logs"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert one["logs"][0]["gradient_norm"] > 0.05, "clipping must have had something to do"
+    assert one["logs"][0]["padding_share"] == pytest.approx(1 - 27 / 48)
+
+
+class Scale(keras.Model):
+    """y = a * x with a single weight, so that a step can be worked out by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.add_weight(name="a", shape=(), initializer="ones")
+        self.built = True
+
+    def call(self, x, training=False):
+        return self.a * x
+
+
+def test_a_step_by_hand():
+    """Losses a * x with weights (1, 1, 0, 1): the gradient is the mean of x over the weighted positions, clipped."""
+
+    def objective(model, batch, training):
+        return model(batch["x"]), batch["w"]
+
+    model = Scale()
+    trainer = Trainer(model, objective, clip_norm=1.5)
+    trainer.compile(optimizer=keras.optimizers.SGD(0.1))
+    batch = {"x": tf.constant([[1.0, 2.0], [99.0, 6.0]]), "w": tf.constant([[1.0, 1.0], [0.0, 1.0]])}
+    logs = trainer.train_step(batch)
+    assert float(logs["loss"]) == pytest.approx(3.0)
+    assert float(logs["gradient_norm"]) == pytest.approx(3.0)
+    assert float(logs["tokens"]) == 3.0
+    assert float(model.a) == pytest.approx(1.0 - 0.1 * 1.5)
+
+
+def test_a_row_that_occurs_twice_counts_twice_in_the_norm():
+    """An embedding's gradient comes as a list of rows; its norm is that of their sum."""
+    table = keras.layers.Embedding(3, 1)
+    table.build()
+
+    def objective(model, batch, training):
+        return table(batch)[..., 0], tf.ones_like(batch, tf.float32)
+
+    trainer = Trainer(table, objective)
+    trainer.compile(optimizer=keras.optimizers.SGD(0.1))
+    assert float(trainer.train_step(tf.constant([[1, 1]]))["gradient_norm"]) == pytest.approx(1.0)
+
+
+def test_biases_and_norms_are_not_decayed():
+    layer = keras.layers.Dense(2, bias_initializer="ones")
+    layer.build((None, 2))
+    before = layer.kernel.numpy()
+    optimizer = build_optimizer(OptimizerSettings(weight_decay=0.5), 0.1)
+    optimizer.build(layer.trainable_variables)
+    optimizer.apply([tf.zeros([2, 2]), tf.zeros([2])])
+    np.testing.assert_allclose(layer.bias, [1.0, 1.0])
+    np.testing.assert_allclose(layer.kernel, before * (1 - 0.1 * 0.5), rtol=1e-6)
+
+
+def test_one_batch_can_be_learnt_by_heart():
+    from kerasllm.models.encoder_decoder import EncoderDecoder
+    from kerasllm.training.objectives import cross_entropy
+
+    keras.utils.set_random_seed(1)
+    source = tf.constant([[3, 4, 5], [6, 7, 0]])
+    target = tf.constant([[1, 8, 9, 2], [1, 9, 2, 0]])
+
+    def objective(model, batch, training):
+        logits = model({"encoder_token_ids": source, "decoder_token_ids": target[:, :-1]}, training=training)
+        return cross_entropy(logits, target[:, 1:]), tf.cast(target[:, 1:] != 0, tf.float32)
+
+    model = EncoderDecoder(10, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=16, dropout=0.0)
+    trainer = Trainer(model, objective)
+    trainer.compile(optimizer=build_optimizer(OptimizerSettings(), 0.02))
+    step = tf.function(trainer.train_step, autograph=False)
+    losses = [float(step({})["loss"]) for _ in range(60)]
+    assert losses[0] > 2.0
+    assert losses[-1] < 0.01

@@ -1,0 +1,107 @@
+"""Training tokens/s and translated sentences/s at the shape of a Marian model of 3 + 3 layers x 256.
+
+    python tools/bench/translate.py                                    ours alone
+    python tools/bench/translate.py --against "PYTHON peer_script.py"  ours and a peer in turn, A B A B, with ratios
+
+The peer prints `train tgt tok/s X` and `beam 5 sent/s X`. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+FIGURES = {"training tokens/s": r"train tgt tok/s ([\d.]+)", "beam 5 sentences/s": r"beam 5 sent/s ([\d.]+)"}
+VOCABULARY_SIZE, BATCH_SIZE, LENGTH = 10_000, 128, 32
+SENTENCES, BEAM_SIZE = 64, 5
+
+
+def median_seconds(run: Callable[[], object], warm_up: int, count: int) -> float:
+    """The median of `count` timed calls, after `warm_up` calls that are not timed."""
+    seconds = []
+    for index in range(warm_up + count):
+        started = time.perf_counter()
+        run()
+        if index >= warm_up:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def measure() -> None:
+    """Prints our figures."""
+    from kerasllm.environment import build_strategy, configure
+
+    configure()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from kerasllm.generation.beam import beam_search
+    from kerasllm.models.encoder_decoder import EncoderDecoder
+    from kerasllm.training.objectives import cross_entropy
+    from kerasllm.training.settings import OptimizerSettings
+    from kerasllm.training.trainer import Trainer, build_optimizer
+
+    keras.utils.set_random_seed(1)
+    ids = np.random.default_rng(0).integers(3, VOCABULARY_SIZE, (BATCH_SIZE, 2 * LENGTH + 1)).astype("int32")
+    batch = {"source": tf.constant(ids[:, :LENGTH]), "target": tf.constant(ids[:, LENGTH:])}
+
+    def objective(model, batch, training):
+        inputs = {"encoder_token_ids": batch["source"], "decoder_token_ids": batch["target"][:, :-1]}
+        losses = cross_entropy(model(inputs, training=training), batch["target"][:, 1:])
+        return losses, tf.ones_like(losses)
+
+    strategy = build_strategy()
+    with strategy.scope():
+        model = EncoderDecoder(VOCABULARY_SIZE, 3, 8, 256, 1024, 128, activation="silu", dropout=0.1)
+        trainer = Trainer(model, objective)
+        trainer.compile(optimizer=build_optimizer(OptimizerSettings(), 1e-4))
+    dataset = tf.data.Dataset.from_tensors(batch).repeat()
+    clock = [time.perf_counter()]
+    timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
+    trainer.fit(dataset, steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[timer])
+    step = statistics.median(np.diff(clock)[3:])
+    print(f"train tgt tok/s {BATCH_SIZE * LENGTH / step:.1f}", flush=True)
+
+    @tf.function(autograph=False)
+    def search(source: tf.Tensor) -> tf.Tensor:
+        step, caches = model.begin_decoding(source, LENGTH * BEAM_SIZE)
+        lengths = tf.fill([SENTENCES], LENGTH)
+        return beam_search(step, caches, lengths, BEAM_SIZE, start_id=1, end_id=VOCABULARY_SIZE).token_ids
+
+    source = batch["source"][:SENTENCES]
+    seconds = median_seconds(lambda: search(source).numpy(), warm_up=1, count=5)
+    assert search(source).shape == (SENTENCES, BEAM_SIZE, LENGTH)
+    print(f"beam {BEAM_SIZE} sent/s {SENTENCES / seconds:.1f}", flush=True)
+
+
+def compare(peer: str, rounds: int) -> None:
+    """Prints the figures of both, in turn, and the medians of the ratios."""
+    commands = {"ours": [sys.executable, __file__], "peer": shlex.split(peer)}
+    figures: dict[str, dict[str, list[float]]] = {name: {figure: [] for figure in FIGURES} for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            for figure, pattern in FIGURES.items():
+                figures[name][figure].append(float(re.search(pattern, output)[1]))
+    for figure in FIGURES:
+        ours, theirs = figures["ours"][figure], figures["peer"][figure]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        print(f"{figure}: ours {ours}, peer {theirs}, ratio {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", metavar="COMMAND", help="the peer's command")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.against:
+        compare(arguments.against, arguments.rounds)
+    else:
+        measure()
