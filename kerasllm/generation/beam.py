@@ -20,7 +20,7 @@ Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, Any], tuple[tf.Tens
 
 
 class Hypotheses(NamedTuple):
-    """The n best answers of each example, best first."""
+    """The n best answers of each example, best first; those that were cut before they ended come last."""
 
     token_ids: tf.Tensor  # int32 [B, N, max_length], without the start token, 0 after the end token
     scores: tf.Tensor  # float32 [B, N], log-probability divided by the length penalty
