@@ -39,9 +39,10 @@ class Dropout(keras.layers.Layer):
         if not training or not self.dropped_levels:
             return x
         threshold = tf.constant(self.dropped_levels - self.LEVELS // 2, tf.int16)
-        kept = tf.cast(self._random_levels(tf.shape(x)) >= threshold, x.dtype)
+        kept = self._random_levels(tf.shape(x)) >= threshold
         kept.set_shape(x.shape)
-        return x * (kept * tf.cast(self.LEVELS / (self.LEVELS - self.dropped_levels), x.dtype))
+        factor = tf.cast(self.LEVELS / (self.LEVELS - self.dropped_levels), x.dtype)
+        return x * tf.where(kept, factor, tf.zeros([], x.dtype))
 
     def _random_levels(self, shape: tf.Tensor) -> tf.Tensor:
         """Integers of the given shape, uniform in [-32768, 32768)."""

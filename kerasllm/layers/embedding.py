@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasllm.layers.projection import product
+
 
 class TokenEmbedding(keras.layers.Layer):
     r"""A vector per token, scaled by $\sqrt{D}$; the same table, unscaled, turns hidden vectors into logits.
@@ -34,7 +36,7 @@ class TokenEmbedding(keras.layers.Layer):
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
         """x: [B, T, D] -> [B, T, V]."""
-        flat = tf.matmul(tf.reshape(x, [-1, self.hidden_dim]), tf.convert_to_tensor(self.table), transpose_b=True)
+        flat = product(tf.reshape(x, [-1, self.hidden_dim]), tf.convert_to_tensor(self.table), transpose_kernel=True)
         return tf.reshape(flat, [tf.shape(x)[0], -1, self.vocabulary_size])
 
 

@@ -23,21 +23,22 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
     Reference: [Szegedy et al., 2016](https://arxiv.org/abs/1512.00567), section 7.
     """
     vocabulary_size = logits.shape[-1]
-    flat_labels = tf.reshape(labels, [-1])
+    flat_labels = tf.cast(tf.reshape(labels, [-1]), tf.int32)
 
     @tf.custom_gradient
     def losses(flat_logits):
-        loss, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=flat_logits, labels=flat_labels)
-        at_label = tf.stack([tf.range(tf.shape(flat_labels)[0]), tf.cast(flat_labels, tf.int32)], axis=1)
+        at_label = tf.stack([tf.range(tf.shape(flat_labels)[0]), flat_labels], axis=1)
+        probabilities = tf.nn.softmax(flat_logits)
+        label_logits = tf.gather_nd(flat_logits, at_label)
+        log_greatest = tf.math.log(tf.reduce_max(probabilities, axis=-1))  # 1/V or more: never the log of 0
+        loss = tf.reduce_max(flat_logits, axis=-1) - log_greatest - label_logits
         if label_smoothing:
-            excess = tf.gather_nd(flat_logits, at_label) - tf.reduce_mean(flat_logits, axis=-1)
-            loss += label_smoothing * excess
+            loss += label_smoothing * (label_logits - tf.reduce_mean(flat_logits, axis=-1))
 
         def backward(upstream):
-            if not label_smoothing:
-                return gradient * upstream[:, tf.newaxis]
-            smoothed = (gradient - label_smoothing / vocabulary_size) * upstream[:, tf.newaxis]
-            return tf.tensor_scatter_nd_add(smoothed, at_label, label_smoothing * upstream)
+            gradient = probabilities - label_smoothing / vocabulary_size if label_smoothing else probabilities
+            gradient *= upstream[:, tf.newaxis]
+            return tf.tensor_scatter_nd_sub(gradient, at_label, (1.0 - label_smoothing) * upstream)
 
         return loss, backward
 
