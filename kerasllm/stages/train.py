@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import kerasllm
-from kerasllm.data.batching import BatchStream
+from kerasllm.data.batching import Accumulation, BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.data.tokenizers import load_tokenizer
@@ -140,7 +140,11 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
     """Builds the model, the optimizer and the batches."""
     settings = recipe.training
     examples = prepared.examples("train")
-    stream = BatchStream(examples, recipe.batching, recipe.seed, strategy.num_replicas_in_sync)
+    accumulation = Accumulation(((0, settings.accumulate_batches),))
+    replicas = strategy.num_replicas_in_sync
+    stream = BatchStream(
+        examples, recipe.batching, recipe.seed, replicas, accumulation, micro_batches=settings.micro_batches
+    )
     plan = plan_steps(settings, stream)
     with strategy.scope():
         task = recipe.task_class(recipe, load_tokenizer(prepared.tokenizer_directory))
@@ -163,7 +167,7 @@ def plan_steps(settings: TrainingSettings, stream: BatchStream) -> StepPlan:
     """Turns the durations of a recipe into optimizer steps, now that the batches of each epoch are known."""
     starts = [0]
     while len(starts) <= settings.train_epochs if settings.train_epochs else starts[-1] < settings.train_steps:
-        starts.append(starts[-1] + stream.steps_in_epoch(len(starts) - 1))
+        starts.append(starts[-1] + stream.steps_in_epoch(len(starts) - 1, starts[-1]))
     total = settings.train_steps or starts[-1]
     if settings.evaluate_every_steps:
         evaluations = range(settings.evaluate_every_steps, total, settings.evaluate_every_steps)
@@ -213,7 +217,8 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         KeyboardInterrupt: a signal stopped it; the checkpoint is written.
     """
     settings = run.recipe.training
-    run.stream.seek(*run.plan.locate(state["step"]))
+    epoch, step_in_epoch = run.plan.locate(state["step"])
+    run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
     dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
     writer = tf.summary.create_file_writer(str(run.directory.logs_path))
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):

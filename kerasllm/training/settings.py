@@ -46,6 +46,10 @@ class TrainingSettings(Settings):
     """Share of the probability that is spread evenly over the vocabulary."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Greatest norm of the gradient of the whole global batch, all variables together; null leaves it."""
+    accumulate_batches: int = Field(default=1, ge=1)
+    """Planned batches, of `batching.tokens_per_batch` each, that make one optimizer step."""
+    micro_batches: int = Field(default=1, ge=1)
+    """Parts that a replica takes its share of a planned batch in, one after the other: less memory, the same step."""
     num_replicas: int | None = Field(default=None, ge=1)
     """Replicas that share each batch; null takes every GPU, or the CPU as one."""
     evaluate_every_epochs: int | None = Field(default=None, ge=1)
@@ -91,6 +95,6 @@ class StepPlan:
     total_steps: int
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The (epoch, batch) that comes after `step` optimizer steps."""
+        """The epoch that comes after `step` optimizer steps, and the steps of it that are done."""
         epoch = max(i for i, start in enumerate(self.epoch_starts[:-1]) if start <= min(step, self.total_steps - 1))
         return epoch, step - self.epoch_starts[epoch]

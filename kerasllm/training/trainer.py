@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -18,9 +18,9 @@ class Trainer(keras.Model):
     Keras averages over each replica first, so a batch whose padding lies unevenly gives another gradient, and it clips
     before the replicas are summed. Here, with the loss $\ell_i$ and weight $w_i$ of each position:
 
-    1. the weights are summed over all replicas, $W = \sum_i w_i$;
-    2. each replica takes the gradient of its share of $\sum_i w_i \ell_i / W$;
-    3. the gradients are summed over the replicas, then clipped, then applied.
+    1. each replica adds up the gradients of $\sum_i w_i \ell_i$ of its micro-batches, one after the other;
+    2. the gradients and the weights $W = \sum_i w_i$ are summed over the replicas, and the one divided by the other;
+    3. that is the gradient of the mean over the whole global batch: it is clipped, then applied.
 
     Args:
         model: the Keras model to train, already built.
@@ -48,11 +48,11 @@ class Trainer(keras.Model):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
         """Everything is built when the trainer is made; Keras would draw a batch to build it again."""
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def train_step(self, batches: Sequence[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """One optimizer step, in replica context.
 
         Args:
-            batch: this replica's part of the global batch.
+            batches: this replica's part of the global batch, as micro-batches.
 
         Returns:
             Figures of the global batch: `loss` (mean over its weights), `tokens` (sum of its weights),
@@ -61,26 +61,37 @@ class Trainer(keras.Model):
         replica = tf.distribute.get_replica_context()
         variables = self.model.trainable_variables
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        with tf.GradientTape() as tape:
-            losses, weights = self.objective(self.model, batch, training=True)
-            total_weight = sum_over_replicas(replica, tf.reduce_sum(weights))
-            positions = sum_over_replicas(replica, tf.cast(tf.size(weights), weights.dtype))
-            loss = tf.reduce_sum(losses * weights) / tf.maximum(total_weight, 1e-9)
-        # An embedding's gradient is a list of rows; two of them may be the same row, which a norm would not see.
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
-        gradients = sum_over_replicas(replica, gradients)
+        totals, gradients = self._sum_of_micro_batches(batches, variables)
+        loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
+        weight = tf.maximum(weight, 1e-9)
+        gradients = [gradient / weight for gradient in sum_over_replicas(replica, gradients)]
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
         # The optimizer sums over replicas again what is already the sum on each of them.
-        self.optimizer.apply([g / replica.num_replicas_in_sync for g in gradients], variables)
+        count = replica.num_replicas_in_sync
+        self.optimizer.apply(gradients if count == 1 else [g / count for g in gradients], variables)
         return {
-            "loss": sum_over_replicas(replica, loss),
-            "tokens": total_weight,
-            "padding_share": 1.0 - total_weight / positions,
+            "loss": loss / weight,
+            "tokens": weight,
+            "padding_share": 1.0 - weight / positions,
             "gradient_norm": norm,
             "learning_rate": learning_rate,
         }
+
+    def _sum_of_micro_batches(self, batches, variables) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """[weighted losses, weights, positions], and the gradient of the first, summed over this replica's batches."""
+        totals, gradients = tf.zeros([3]), []
+        for batch in batches:
+            # Each begins when the one before is done, so that only one is in memory.
+            with tf.control_dependencies(gradients), tf.GradientTape() as tape:
+                losses, weights = self.objective(self.model, batch, training=True)
+                loss = tf.reduce_sum(losses * weights)
+            # An embedding's gradient is a list of rows; two of them may be the same row, which a norm would not see.
+            found = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
+            gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
+            totals += tf.stack([loss, tf.reduce_sum(weights), tf.cast(tf.size(weights), weights.dtype)])
+        return totals, gradients
 
 
 def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):

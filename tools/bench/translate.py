@@ -62,7 +62,7 @@ def measure() -> None:
         model = EncoderDecoder(VOCABULARY_SIZE, 3, 8, 256, 1024, 128, activation="silu", dropout=0.1)
         trainer = Trainer(model, objective)
         trainer.compile(optimizer=build_optimizer(OptimizerSettings(), 1e-4))
-    dataset = tf.data.Dataset.from_tensors(batch).repeat()
+    dataset = tf.data.Dataset.from_tensors((batch,)).repeat()
     clock = [time.perf_counter()]
     timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
     trainer.fit(dataset, steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[timer])
