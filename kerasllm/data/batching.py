@@ -109,10 +109,6 @@ class Accumulation:
         return windows
 
 
-EVERY_BATCH = Accumulation()
-"""Each planned batch is a step."""
-
-
 class BatchStream:
     """The training batches of a run, from any optimizer step on.
 
@@ -126,8 +122,10 @@ class BatchStream:
             counted in `num_too_long`.
         seed: with the epoch it decides the order.
         num_replicas: R.
-        accumulation: planned batches of each step.
         micro_batches: parts that a replica takes its share of a planned batch in, one after the other.
+
+    Attributes:
+        accumulation: planned batches of each step; can be set before the first step is asked for.
 
     Raises:
         UserError: every example is too long.
@@ -139,10 +137,10 @@ class BatchStream:
         settings: BatchingSettings,
         seed: int,
         num_replicas: int = 1,
-        accumulation: Accumulation = EVERY_BATCH,
         micro_batches: int = 1,
     ) -> None:
-        self.num_replicas, self.accumulation, self.micro_batches = num_replicas, accumulation, micro_batches
+        self.num_replicas, self.micro_batches = num_replicas, micro_batches
+        self.accumulation = Accumulation()
         self._features = examples.features
         self._position = (0, 0, 0)
         fits = examples.lengths.max(axis=1) <= settings.max_sequence_length

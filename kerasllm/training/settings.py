@@ -50,6 +50,8 @@ class TrainingSettings(Settings):
     """Planned batches, of `batching.tokens_per_batch` each, that make one optimizer step."""
     micro_batches: int = Field(default=1, ge=1)
     """Parts that a replica takes its share of a planned batch in, one after the other: less memory, the same step."""
+    average_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Per step, of a moving average of the weights, which then is what answers; null keeps none."""
     num_replicas: int | None = Field(default=None, ge=1)
     """Replicas that share each batch; null takes every GPU, or the CPU as one."""
     evaluate_every_epochs: int | None = Field(default=None, ge=1)

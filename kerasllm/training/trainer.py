@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasllm.training.settings import OptimizerSettings
@@ -26,20 +28,49 @@ class Trainer(keras.Model):
         model: the Keras model to train, already built.
         objective: `objective(model, batch, training) -> (losses [B, T], weights [B, T])`, not yet reduced.
         clip_norm: greatest norm of the whole gradient, or None.
+        average_decay: function of the step, int64 scalar, that gives the decay of the moving average of the weights
+            $\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ ([Polyak and Juditsky, 1992](
+            https://doi.org/10.1137/0330046)); None keeps no average.
     """
 
-    def __init__(self, model: keras.Model, objective: Objective, clip_norm: float | None = None, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        objective: Objective,
+        clip_norm: float | None = None,
+        average_decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.model = model
         self.objective = objective
         self.clip_norm = clip_norm
+        self.average_decay = average_decay
+        self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
         self.built = True
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """What a run needs besides the weights to go on: the optimizer, and the states of random generators."""
+        """What a run needs besides `answering_weights` to go on: the optimizer, the states of random generators, and
+        where an average of the weights answers, the weights themselves."""
         weights = {id(variable) for variable in self.model.weights}
-        return [*self.optimizer.variables, *(v for v in self.model.variables if id(v) not in weights)]
+        others = [v for v in self.model.variables if id(v) not in weights]
+        return [*self.optimizer.variables, *others, *(self.model.weights if self.averages else [])]
+
+    @contextmanager
+    def answering_weights(self) -> Iterator[list[keras.Variable]]:
+        """The model's weights; inside the block they hold the moving average, where one is kept."""
+        weights = self.model.weights
+        trained = [np.array(weight.value) for weight in weights] if self.averages else []
+        _assign_all(weights if self.averages else [], self.averages)
+        try:
+            yield weights
+        finally:
+            _assign_all(weights if self.averages else [], trained)
+
+    def start_averages(self) -> None:
+        """Sets the average to the weights of this moment."""
+        _assign_all(self.averages, self.model.weights if self.averages else [])
 
     def call(self, inputs, training: bool = False):
         """The model itself."""
@@ -71,6 +102,10 @@ class Trainer(keras.Model):
         # The optimizer sums over replicas again what is already the sum on each of them.
         count = replica.num_replicas_in_sync
         self.optimizer.apply(gradients if count == 1 else [g / count for g in gradients], variables)
+        if self.average_decay is not None:
+            decay = self.average_decay(self.optimizer.iterations.value)
+            for average, variable in zip(self.averages, self.model.weights, strict=True):
+                average.assign(variable + decay * (average - variable))
         return {
             "loss": loss / weight,
             "tokens": weight,
@@ -92,6 +127,18 @@ class Trainer(keras.Model):
             gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
             totals += tf.stack([loss, tf.reduce_sum(weights), tf.cast(tf.size(weights), weights.dtype)])
         return totals, gradients
+
+
+def _copy_of(weight: keras.Variable) -> keras.Variable:
+    """A variable of the same value; as all replicas change it alike, the value of the first is taken."""
+    return keras.Variable(
+        np.array(weight.value), trainable=False, name=f"average_{weight.name}", aggregation="only_first_replica"
+    )
+
+
+def _assign_all(variables: Sequence[keras.Variable], values: Sequence) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):

@@ -151,8 +151,8 @@ def test_windows_take_every_planned_batch_and_grow_at_their_step():
 def test_accumulated_batches_make_one_step(make_examples, num_replicas, micro_batches):
     """Every example once an epoch, the short last step of an epoch too; sought or not, the steps are the same."""
     lengths = np.random.default_rng(0).integers(1, 6, (30, 2))
-    accumulation = Accumulation(((0, 2), (3, 4)))
-    stream = BatchStream(make_examples(lengths), settings(), 0, num_replicas, accumulation, micro_batches)
+    stream = BatchStream(make_examples(lengths), settings(), 0, num_replicas, micro_batches)
+    stream.accumulation = Accumulation(((0, 2), (3, 4)))
     steps = [stream.steps_in_epoch(0, 0)]
     steps.append(stream.steps_in_epoch(1, steps[0]))
     total = sum(steps) * num_replicas

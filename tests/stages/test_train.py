@@ -27,6 +27,16 @@ training:
   average_checkpoints: 2
 """
 
+TIMELINE = """\
+  average_decay: 0.9
+  micro_batches: 2
+ticks:
+  - {at_step: 2, freeze: "embedding/.*", learning_rate_factor: 0.5}
+  - {at_step: 4, accumulate_batches: 2, dropout: 0.1}
+  - {at_share: 0.6, unfreeze: ".*", schedule: {name: constant}}
+  - {when_plateau: {metric: validation_exact_match, patience_evaluations: 1}, learning_rate_factor: 0.1}
+"""
+
 
 @pytest.fixture
 def recipe(tmp_path):
@@ -54,12 +64,17 @@ def arrays_of(run_dir, step):
 
 
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe):
-    """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run."""
+    """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run.
+
+    With all that a run carries along: ticks of every kind, accumulation, and an average of the weights.
+    """
+    recipe.write_text(RECIPE + TIMELINE)
     straight = train(tmp_path / "straight", "--json")
     assert straight.returncode == 0, straight.stderr
     report = json.loads(straight.stdout)
     assert report["steps"] == 14
     assert "mean of steps 7, 14" in straight.stderr
+    assert "step 4: tick: accumulate_batches 2, dropout 0.1" in straight.stderr
 
     stopped = tmp_path / "stopped"
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -84,7 +99,7 @@ def interrupt_after_a_checkpoint(recipe, run_dir, number, code):
     before = set(checkpoints.glob("step_*"))
     command = [sys.executable, "-m", "kerasllm", "train", str(recipe), "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not set(checkpoints.glob("step_*")) - before:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
