@@ -27,6 +27,7 @@ from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.callbacks import LOWER_IS_BETTER, Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
+from kerasllm.training.objectives import build_objective
 from kerasllm.training.settings import StepPlan
 from kerasllm.training.ticks import Ticking, Timeline, TimelineSchedule, average_decay, resolve_ticks
 from kerasllm.training.trainer import Trainer, build_optimizer
@@ -158,7 +159,10 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
             raise UserError(f"{recipe.path}: training.schedule: {error}; shorten the warm-up") from error
         optimizer = build_optimizer(settings.optimizer, schedule)
         optimizer.build(model.trainable_variables)
-        trainer = Trainer(model, task.loss, settings.clip_norm, average_decay(settings, ticks))
+        objective = build_objective(
+            settings.objective, task, settings.label_smoothing, recipe.seed, optimizer.iterations
+        )
+        trainer = Trainer(model, objective, settings.clip_norm, average_decay(settings, ticks))
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))

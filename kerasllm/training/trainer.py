@@ -9,9 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasllm.training.adversarial import Objective
 from kerasllm.training.settings import OptimizerSettings
-
-Objective = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
 class Trainer(keras.Model):
