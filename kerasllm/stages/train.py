@@ -26,9 +26,10 @@ from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.callbacks import LOWER_IS_BETTER, Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
+from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import StepPlan, TrainingSettings
-from kerasllm.training.trainer import Trainer, build_optimizer
+from kerasllm.training.trainer import Trainer
 
 NUM_SAMPLES = 8
 
@@ -145,18 +146,30 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
     with strategy.scope():
         task = recipe.task_class(recipe, load_tokenizer(prepared.tokenizer_directory))
         model = task.build_model()
-        try:
-            schedule = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
-        except ValueError as error:
-            raise UserError(f"{recipe.path}: training.schedule: {error}; shorten the warm-up") from error
-        optimizer = build_optimizer(settings.optimizer, schedule)
-        optimizer.build(model.trainable_variables)
+        optimizer = build_scheduled_optimizer(recipe, plan, model.trainable_variables)
         trainer = Trainer(model, task.loss, settings.clip_norm)
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
     return Run(directory, recipe, strategy, task, trainer, stream, plan, evaluator, checkpoints)
+
+
+def build_scheduled_optimizer(
+    recipe: Recipe, plan: StepPlan, variables: list[keras.Variable]
+) -> keras.optimizers.Optimizer:
+    """The optimizer of a recipe with its schedule.
+
+    Raises:
+        UserError: one of them does not fit the length of the training or the variables of the model.
+    """
+    settings, section = recipe.training, "schedule"
+    try:
+        schedule = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
+        section = "optimizer"
+        return build_optimizer(settings.optimizer, schedule, variables)
+    except UserError as error:
+        raise UserError(f"{recipe.path}: training.{section}.{error}") from error
 
 
 def plan_steps(settings: TrainingSettings, stream: BatchStream) -> StepPlan:

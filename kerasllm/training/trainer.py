@@ -7,8 +7,6 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from kerasllm.training.settings import OptimizerSettings
-
 Objective = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -88,20 +86,3 @@ def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):
     if replica.num_replicas_in_sync == 1:
         return values
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def build_optimizer(settings: OptimizerSettings, learning_rate) -> keras.optimizers.Optimizer:
-    """AdamW that leaves biases and normalization layers undecayed.
-
-    Args:
-        learning_rate: number or Keras schedule.
-    """
-    optimizer = keras.optimizers.AdamW(
-        learning_rate,
-        weight_decay=settings.weight_decay,
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        epsilon=settings.epsilon,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "offset"])
-    return optimizer

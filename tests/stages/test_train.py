@@ -125,7 +125,7 @@ def test_a_warm_up_longer_than_the_epochs(train, tmp_path):
     changes = ["training.train_steps=null", "training.train_epochs=1", "training.schedule.warmup_steps=5000"]
     refused = train(tmp_path / "run", *(part for change in changes for part in ("--set", change)))
     assert refused.returncode == 2
-    assert "training.schedule: warmup_steps 5000 is not below the" in refused.stderr
+    assert "training.schedule.warmup_steps: 5000 is not below the" in refused.stderr
     assert not (tmp_path / "run").exists()
 
 
