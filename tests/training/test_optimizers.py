@@ -1,4 +1,4 @@
-"""Each optimizer takes the step of its formula; rates and decays differ from variable to variable as the recipe says."""
+"""Each optimizer takes the step of its formula; rates and decays differ between variables as the recipe says."""
 
 import contextlib
 import json
@@ -256,7 +256,9 @@ def test_a_pattern_that_matches_nothing():
     with pytest.raises(UserError, match=message):
         matches_of("encodr_layer_1", paths)
     settings = SgdSettings(patterns=({"match": "layer_0"}, {"match": "feed_fward/kernel"}))
-    with pytest.raises(UserError, match=r"^patterns\[1\]\.match: 'feed_fward/kernel' matches no variable; .*feed_forward"):
+    with pytest.raises(
+        UserError, match=r"^patterns\[1\]\.match: 'feed_fward/kernel' matches no variable; .*feed_forward"
+    ):
         build_optimizer(settings, RATE, [variable(path, [[1.0]]) for path in paths])
 
 
@@ -268,7 +270,11 @@ def test_biases_and_norms_are_known_by_their_names():
 
 def test_penalties_by_hand():
     """0.1 sign(w) + 0.5 w on top of the gradient of a kernel and a table; a bias has none; zero has no sign."""
-    variables = [variable("a/kernel", [2.0, -4.0, 0.0]), variable("a/bias", [2.0]), variable("embedding/table", [[1.0]])]
+    variables = [
+        variable("a/kernel", [2.0, -4.0, 0.0]),
+        variable("a/bias", [2.0]),
+        variable("embedding/table", [[1.0]]),
+    ]
     gradients = [tf.constant([1.0, 1.0, 1.0]), tf.constant([1.0]), tf.constant([[1.0]])]
     found = add_penalty_gradients(gradients, variables, l1=0.1, l2=0.5)
     np.testing.assert_allclose(found[0], [1 + 0.1 + 1.0, 1 - 0.1 - 2.0, 1.0], rtol=1e-6)
