@@ -28,9 +28,11 @@ from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.callbacks import LOWER_IS_BETTER, Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
 from kerasllm.training.objectives import build_objective
+from kerasllm.training.optimizers import build_optimizer
+from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import StepPlan
-from kerasllm.training.ticks import Ticking, Timeline, TimelineSchedule, average_decay, resolve_ticks
-from kerasllm.training.trainer import Trainer, build_optimizer
+from kerasllm.training.ticks import Tick, Ticking, Timeline, TimelineSchedule, average_decay, resolve_ticks
+from kerasllm.training.trainer import Trainer
 
 NUM_SAMPLES = 8
 
@@ -153,21 +155,38 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
         task = recipe.task_class(recipe, load_tokenizer(prepared.tokenizer_directory))
         model = task.build_model()
         timeline = Timeline(model, ticks)
-        try:
-            schedule = TimelineSchedule(settings, ticks, plan.total_steps)
-        except ValueError as error:
-            raise UserError(f"{recipe.path}: training.schedule: {error}; shorten the warm-up") from error
-        optimizer = build_optimizer(settings.optimizer, schedule)
-        optimizer.build(model.trainable_variables)
+        schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)
         objective = build_objective(
             settings.objective, task, settings.label_smoothing, recipe.seed, optimizer.iterations
         )
-        trainer = Trainer(model, objective, settings.clip_norm, average_decay(settings, ticks))
+        trainer = Trainer(
+            model, objective, settings.clip_norm, settings.l1, settings.l2, average_decay(settings, ticks)
+        )
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
     return Run(directory, recipe, strategy, task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints)
+
+
+def build_scheduled_optimizer(
+    recipe: Recipe, ticks: list[Tick], plan: StepPlan, variables: list[keras.Variable]
+) -> tuple[TimelineSchedule, keras.optimizers.Optimizer]:
+    """The learning rate of a recipe's timeline, and the optimizer that follows it.
+
+    Raises:
+        UserError: one of them does not fit the length of the training or the variables of the model.
+    """
+    settings = recipe.training
+    try:
+        first = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
+    except UserError as error:
+        raise UserError(f"{recipe.place('training', 'schedule')}.{error}") from error
+    schedule = TimelineSchedule(first, ticks, plan.total_steps)
+    try:
+        return schedule, build_optimizer(settings.optimizer, schedule, variables)
+    except UserError as error:
+        raise UserError(f"{recipe.place('training', 'optimizer')}.{error}") from error
 
 
 def plan_steps(recipe: Recipe, stream: BatchStream) -> StepPlan:

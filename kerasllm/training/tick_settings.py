@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from kerasllm.settings import Settings
-from kerasllm.training.settings import ScheduleSettings
+from kerasllm.training.schedule_settings import ScheduleSettings
 
 WHEN = ("at_step", "at_epoch", "at_share", "when_plateau")
 
@@ -30,8 +30,8 @@ class TickSettings(Settings):
     """Share of all optimizer steps."""
     when_plateau: PlateauSettings | None = None
     freeze: str | None = None
-    """Regular expression over variable paths without the model's own name, matched from their start; what matches is
-    trained no longer. An optimizer keeps what it knows of a frozen variable."""
+    """Regular expression, found anywhere in a variable's path; what it matches is trained no longer. The optimizer
+    keeps what it knows of a frozen variable."""
     unfreeze: str | None = None
     """The opposite of `freeze`."""
     learning_rate_factor: float | None = Field(default=None, gt=0)

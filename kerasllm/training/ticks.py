@@ -7,7 +7,6 @@ step. A plateau is found by the evaluations; how often each has happened is save
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from kerasllm.training.callbacks import StepCallback, score_of
 from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import TrainingSettings
 from kerasllm.training.tick_settings import TickSettings
+from kerasllm.training.variable_paths import matches_of
 
 
 @dataclass(frozen=True)
@@ -63,31 +63,33 @@ class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate of a whole timeline: each piece from its step on, times what the plateaus have left of it.
 
     Args:
-        settings: the schedule that the training begins with.
+        first: the schedule that the training begins with.
         ticks: from `resolve_ticks`.
         total_steps: of the whole training.
 
     Raises:
-        ValueError: a warm-up is longer than the steps that are left.
+        UserError: a schedule of a tick is longer than the steps that are left.
     """
 
-    def __init__(self, settings: TrainingSettings, ticks: Sequence[Tick], total_steps: int):
+    def __init__(self, first: keras.optimizers.schedules.LearningRateSchedule, ticks: Sequence[Tick], total_steps: int):
         super().__init__()
-        first = build_schedule(settings.schedule, settings.peak_learning_rate, total_steps)
-        self.pieces: list[tuple[int, Callable, float]] = [(0, lambda step: first(step), 1.0)]
+        self.pieces: list[tuple[int, Callable, float]] = [(0, first, 1.0)]
         for tick in ticks:
             if tick.step is not None:
-                self._add_piece(tick.step, tick.settings, total_steps)
+                self._add_piece(tick, total_steps)
         self.plateau_factor = tf.Variable(1.0, trainable=False, name="plateau_factor")
 
-    def _add_piece(self, start: int, settings: TickSettings, total_steps: int) -> None:
+    def _add_piece(self, tick: Tick, total_steps: int) -> None:
         _, schedule, factor = self.pieces[-1]
-        factor *= settings.learning_rate_factor or 1.0
-        if settings.schedule is not None:
-            rate = float(schedule(tf.constant(start))) * factor
-            after = build_schedule(settings.schedule, rate, total_steps - start)
-            schedule, factor = (lambda step: after(step - start)), 1.0
-        self.pieces.append((start, schedule, factor))
+        factor *= tick.settings.learning_rate_factor or 1.0
+        if tick.settings.schedule is not None:
+            rate = float(schedule(tf.constant(tick.step))) * factor
+            try:
+                after = build_schedule(tick.settings.schedule, rate, total_steps - tick.step)
+            except UserError as error:
+                raise UserError(f"{tick.place}.schedule.{error}") from error
+            schedule, factor = (lambda step: after(step - tick.step)), 1.0
+        self.pieces.append((tick.step, schedule, factor))
 
     def __call__(self, step):
         rate = tf.constant(0.0)
@@ -140,14 +142,12 @@ class Timeline:
 
     def matching(self, pattern: str, place: str) -> set[str]:
         """The paths that a pattern matches."""
+        paths = list(self._variables)
         try:
-            found = {path for path in self._variables if re.match(pattern, path)}
-        except re.error as error:
-            raise UserError(f"{place}: '{pattern}' is no regular expression: {error}") from error
-        if not found:
-            near = difflib.get_close_matches(pattern, self._variables, n=3, cutoff=0.0)
-            raise UserError(f"{place}: '{pattern}' matches no variable; the nearest are {', '.join(near)}")
-        return found
+            found = matches_of(pattern, paths)
+        except (UserError, re.error) as error:
+            raise UserError(f"{place}: {error}") from error
+        return {path for path, matches in zip(paths, found, strict=True) if matches}
 
     def _check(self) -> None:
         touched: dict[tuple[int, str], str] = {}

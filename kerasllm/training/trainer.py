@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasllm.training.adversarial import Objective
-from kerasllm.training.settings import OptimizerSettings
+from kerasllm.training.optimizers import add_penalty_gradients
 
 
 class Trainer(keras.Model):
@@ -27,6 +27,7 @@ class Trainer(keras.Model):
         model: the Keras model to train, already built.
         objective: `objective(model, batch, training) -> (losses [B, T], weights [B, T])`, not yet reduced.
         clip_norm: greatest norm of the whole gradient, or None.
+        l1, l2: penalties of `add_penalty_gradients`, which are not in the loss that is shown.
         average_decay: function of the step, int64 scalar, that gives the decay of the moving average of the weights
             $\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ ([Polyak and Juditsky, 1992](
             https://doi.org/10.1137/0330046)); None keeps no average.
@@ -37,13 +38,15 @@ class Trainer(keras.Model):
         model: keras.Model,
         objective: Objective,
         clip_norm: float | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
         average_decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.model = model
         self.objective = objective
-        self.clip_norm = clip_norm
+        self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
         self.average_decay = average_decay
         self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
         self.built = True
@@ -95,6 +98,7 @@ class Trainer(keras.Model):
         loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
         weight = tf.maximum(weight, 1e-9)
         gradients = [gradient / weight for gradient in sum_over_replicas(replica, gradients)]
+        gradients = add_penalty_gradients(gradients, variables, self.l1, self.l2)
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
@@ -145,20 +149,3 @@ def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):
     if replica.num_replicas_in_sync == 1:
         return values
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def build_optimizer(settings: OptimizerSettings, learning_rate) -> keras.optimizers.Optimizer:
-    """AdamW that leaves biases and normalization layers undecayed.
-
-    Args:
-        learning_rate: number or Keras schedule.
-    """
-    optimizer = keras.optimizers.AdamW(
-        learning_rate,
-        weight_decay=settings.weight_decay,
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        epsilon=settings.epsilon,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "offset"])
-    return optimizer

@@ -7,8 +7,14 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
+
+from kerasllm.errors import UserError
+from kerasllm.recipe import load_recipe
+from kerasllm.stages.train import build_scheduled_optimizer
+from kerasllm.training.settings import StepPlan
 
 RECIPE = """\
 task: translate
@@ -140,8 +146,19 @@ def test_a_warm_up_longer_than_the_epochs(train, tmp_path):
     changes = ["training.train_steps=null", "training.train_epochs=1", "training.schedule.warmup_steps=5000"]
     refused = train(tmp_path / "run", *(part for change in changes for part in ("--set", change)))
     assert refused.returncode == 2
-    assert "training.schedule: warmup_steps 5000 is not below the" in refused.stderr
+    assert "training.schedule.warmup_steps: 5000 is not below the" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "r.yaml", ["training.optimizer={patterns: [{match: encoder_layr}]}"])
+    variables = [keras.Variable([1.0], name="encoder_layer_0")]
+    message = (
+        r"r\.yaml: training\.optimizer\.patterns\[0\]\.match: 'encoder_layr' matches no variable; .*encoder_layer_0$"
+    )
+    with pytest.raises(UserError, match=message):
+        build_scheduled_optimizer(recipe, StepPlan((0, 9), frozenset([9]), 9), variables)
 
 
 def test_a_metric_that_the_task_has_not(train, tmp_path):
