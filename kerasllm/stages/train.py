@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -181,12 +182,18 @@ def build_scheduled_optimizer(
     try:
         first = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
     except UserError as error:
-        raise UserError(f"{recipe.place('training', 'schedule')}.{error}") from error
+        raise misfit(recipe, "schedule", error) from error
     schedule = TimelineSchedule(first, ticks, plan.total_steps)
     try:
         return schedule, build_optimizer(settings.optimizer, schedule, variables)
     except UserError as error:
-        raise UserError(f"{recipe.place('training', 'optimizer')}.{error}") from error
+        raise misfit(recipe, "optimizer", error) from error
+
+
+def misfit(recipe: Recipe, section: str, error: UserError) -> UserError:
+    """The error of a section of `training`, which begins with a key of it, with the place of that key."""
+    key = re.match(r"\w+", str(error))[0]
+    return UserError(recipe.place("training", section, key) + str(error).removeprefix(key))
 
 
 def plan_steps(recipe: Recipe, stream: BatchStream) -> StepPlan:
