@@ -24,10 +24,10 @@ from kerasllm.evaluation import Evaluator
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
-from kerasllm.training.callbacks import LOWER_IS_BETTER, Evaluation, Saving, StepLog, score_of
+from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
 from kerasllm.training.schedules import build_schedule
-from kerasllm.training.settings import StepPlan, TrainingSettings
+from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettings
 from kerasllm.training.trainer import Trainer, build_optimizer
 
 NUM_SAMPLES = 8

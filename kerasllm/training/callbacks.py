@@ -15,9 +15,7 @@ import tensorflow as tf
 from kerasllm.run_directory import RunDirectory
 from kerasllm.terminal import ProgressLine, say
 from kerasllm.training.checkpoints import Checkpoints, read_variables
-from kerasllm.training.settings import StepPlan, TrainingSettings
-
-LOWER_IS_BETTER = ("loss", "perplexity")
+from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettings
 
 
 class StepCallback(keras.callbacks.Callback):

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from kerasllm.settings import Settings
 
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""Metrics that are better when lower; all others are better when higher."""
+
 
 class OptimizerSettings(Settings):
     """AdamW, [Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)."""
