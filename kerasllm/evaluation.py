@@ -14,7 +14,7 @@ class LossSum:
     """The loss over a whole split, summed over its tokens, without label smoothing.
 
     Args:
-        task: whose `loss` it is.
+        task: whose `forward` and `loss` it is.
         model: the model; its weights of the moment count.
         stream: of the split, on one replica.
     """
@@ -22,8 +22,12 @@ class LossSum:
     def __init__(self, task: Any, model: Any, stream: BatchStream):
         import tensorflow as tf
 
+        from kerasllm.training.objectives import Supervised
+
+        objective = Supervised(task)
+
         def sums(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-            losses, weights = task.loss(model, batch, training=False)  # [B, T], [B, T]
+            losses, weights = objective(model, batch, training=False)  # [B, T], [B, T]
             return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
 
         signature = {name: tf.TensorSpec([None, None], tf.int32) for name in stream.feature_names}

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from kerasllm.layers.projection import product
 
+Perturb = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+class ActivePerturbations(threading.local):
+    """The functions that change an embedding at this moment: of this thread, since each replica traces in its own."""
+
+    def __init__(self) -> None:
+        self.functions: tuple[Perturb, ...] = ()
+
 
 class TokenEmbedding(keras.layers.Layer):
     r"""A vector per token, scaled by $\sqrt{D}$; the same table, unscaled, turns hidden vectors into logits.
 
     Args:
-        vocabulary_size: V.
+        vocabulary_size: V; token 0 is padding.
         hidden_dim: D.
 
     References: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.4;
@@ -28,11 +41,28 @@ class TokenEmbedding(keras.layers.Layer):
             shape=(vocabulary_size, hidden_dim),
             initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
         )
+        self.active = ActivePerturbations()
         self.built = True
 
     def call(self, token_ids: tf.Tensor) -> tf.Tensor:
         """token_ids: int32 [B, T] -> [B, T, D]."""
-        return tf.gather(tf.convert_to_tensor(self.table), token_ids) * self.hidden_dim**0.5
+        vectors = tf.gather(tf.convert_to_tensor(self.table), token_ids) * self.hidden_dim**0.5
+        for perturb in self.active.functions:
+            vectors = perturb(vectors, token_ids != 0)
+        return vectors
+
+    @contextmanager
+    def perturbed(self, perturb: Perturb) -> Iterator[None]:
+        """While it is open, each call gives `perturb(vectors [B, T, D], is_token [B, T])` in place of its vectors.
+
+        One that is opened inside another changes what the other gave.
+        """
+        before = self.active.functions
+        self.active.functions = (*before, perturb)
+        try:
+            yield
+        finally:
+            self.active.functions = before
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
         """x: [B, T, D] -> [B, T, V]."""

@@ -26,6 +26,7 @@ from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
+from kerasllm.training.objectives import build_objective
 from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettings
 from kerasllm.training.trainer import Trainer, build_optimizer
@@ -151,7 +152,10 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
             raise UserError(f"{recipe.path}: training.schedule: {error}; shorten the warm-up") from error
         optimizer = build_optimizer(settings.optimizer, schedule)
         optimizer.build(model.trainable_variables)
-        trainer = Trainer(model, task.loss, settings.clip_norm)
+        objective = build_objective(
+            settings.objective, task, settings.label_smoothing, recipe.seed, optimizer.iterations
+        )
+        trainer = Trainer(model, objective, settings.clip_norm)
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))

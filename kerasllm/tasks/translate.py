@@ -23,7 +23,7 @@ class Translate:
     """Trains and asks an `EncoderDecoder`.
 
     Args:
-        recipe: with the sections `model`, `generation`, `training`.
+        recipe: with the sections `model`, `generation`, `batching`.
         tokenizer: shared by both languages.
 
     Raises:
@@ -65,11 +65,27 @@ class Translate:
         self.model = EncoderDecoder(self.tokenizer.vocabulary_size, **self.recipe.model.model_dump())
         return self.model
 
-    def loss(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Cross-entropy of each next token; smoothed in training, plain in evaluation.
+    def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """Logits of each next token.
 
         Args:
             batch: `encoder_token_ids` [B, S] and `decoder_token_ids` [B, T + 1].
+
+        Returns:
+            [B, T, V].
+        """
+        inputs = {**batch, "decoder_token_ids": batch["decoder_token_ids"][:, :-1]}
+        return model(inputs, training=training)
+
+    def loss(
+        self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Cross-entropy of each next token.
+
+        Args:
+            logits: [B, T, V], from `forward`.
+            batch: with `decoder_token_ids` [B, T + 1].
+            label_smoothing: in [0, 1).
 
         Returns:
             Losses [B, T] in nats, and their weights [B, T]: 1 at tokens, 0 at padding.
@@ -78,11 +94,8 @@ class Translate:
 
         from kerasllm.training.objectives import cross_entropy
 
-        target = batch["decoder_token_ids"]
-        inputs = {"encoder_token_ids": batch["encoder_token_ids"], "decoder_token_ids": target[:, :-1]}
-        labels = target[:, 1:]
-        smoothing = self.recipe.training.label_smoothing if training else 0.0
-        losses = cross_entropy(model(inputs, training=training), labels, smoothing)
+        labels = batch["decoder_token_ids"][:, 1:]
+        losses = cross_entropy(logits, labels, label_smoothing)
         return losses, tf.cast(labels != self.tokenizer.pad_id, losses.dtype)
 
     def answer(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:

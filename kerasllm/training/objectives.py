@@ -1,8 +1,35 @@
-"""Losses per position, before any sum: the trainer weighs and normalises them over the whole global batch."""
+"""What is minimised: losses per position, before any sum.
+
+The trainer weighs and normalises them over the whole global batch, so an objective divides by nothing that depends on
+how the batch is split.
+"""
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+import keras
 import tensorflow as tf
+
+from kerasllm.training.adversarial import Fgm, FreeLb, Losses, Objective, Pgd, PgdInput
+from kerasllm.training.objective_settings import (
+    FgmSettings,
+    FreeLbSettings,
+    ObjectiveSettings,
+    PgdInputSettings,
+    PgdSettings,
+    RDropSettings,
+)
+
+
+class Task(Protocol):
+    """What an objective asks of a task."""
+
+    def forward(self, model: keras.Model, batch: Any, training: bool) -> tf.Tensor:
+        """The logits [B, T, V] of a batch."""
+
+    def loss(self, logits: tf.Tensor, batch: Any, label_smoothing: float) -> Losses:
+        """Losses [B, T] in nats, and their weights [B, T], 0 at padding."""
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -43,3 +70,90 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
         return loss, backward
 
     return tf.reshape(losses(tf.reshape(logits, [-1, vocabulary_size])), tf.shape(labels))
+
+
+def symmetric_divergence(logits: tf.Tensor, other_logits: tf.Tensor) -> tf.Tensor:
+    r"""How far two predictions are apart at each position.
+
+    $$D = \tfrac{1}{2} (KL(p \| q) + KL(q \| p)) = \tfrac{1}{2} \sum_v (p_v - q_v) (\log p_v - \log q_v)$$
+
+    Args:
+        logits: of p, float [..., V].
+        other_logits: of q, of the same shape.
+
+    Returns:
+        float32 [...], in nats.
+    """
+    log_p = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    log_q = tf.nn.log_softmax(tf.cast(other_logits, tf.float32))
+    return tf.reduce_sum((tf.exp(log_p) - tf.exp(log_q)) * (log_p - log_q), axis=-1) / 2
+
+
+class Supervised:
+    """The loss of the task: smoothed in training, plain in evaluation.
+
+    Args:
+        task: its `forward` and `loss` are called.
+        label_smoothing: share of the probability that is spread over all labels, in [0, 1).
+    """
+
+    def __init__(self, task: Task, label_smoothing: float = 0.0):
+        self.task, self.label_smoothing = task, label_smoothing
+
+    def __call__(self, model: keras.Model, batch: Any, training: bool) -> Losses:
+        logits = self.task.forward(model, batch, training=training)
+        return self.task.loss(logits, batch, self.label_smoothing if training else 0.0)
+
+
+class RDrop:
+    r"""Two passes with different dropout masks, which shall predict the same.
+
+    $$L = \tfrac{1}{2} (\ell_1 + \ell_2) + \tfrac{\alpha}{2} D$$
+
+    with the symmetric divergence D of the two predictions, which is 0 without dropout.
+
+    This is half of the paper's loss, so alpha means what it means there, and the loss stays comparable with that of a
+    single pass. Both passes are one, over the batch followed by its copy. Plain cross-entropy in evaluation.
+
+    Args:
+        task: its `forward` and `loss` are called.
+        label_smoothing: of both losses, in [0, 1).
+        alpha: weight of the divergence.
+
+    Reference: [Liang et al., 2021](https://arxiv.org/abs/2106.14448), equations 1 to 3.
+    """
+
+    def __init__(self, task: Task, label_smoothing: float, alpha: float):
+        self.task, self.label_smoothing, self.alpha = task, label_smoothing, alpha
+
+    def __call__(self, model: keras.Model, batch: Any, training: bool) -> Losses:
+        if not training:
+            return Supervised(self.task)(model, batch, training=False)
+        twice = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor], axis=0), batch)  # [2 B, ...]
+        logits = self.task.forward(model, twice, training=True)
+        losses, weights = self.task.loss(logits, twice, self.label_smoothing)
+        (first, second), (weights, _) = tf.split(losses, 2), tf.split(weights, 2)  # [B, T] each
+        return (first + second) / 2 + self.alpha / 2 * symmetric_divergence(*tf.split(logits, 2)), weights
+
+
+def build_objective(
+    settings: ObjectiveSettings, task: Task, label_smoothing: float, seed: int, step: keras.Variable
+) -> Objective:
+    """The objective of a recipe.
+
+    Args:
+        settings: `training.objective`.
+        task: its `forward` and `loss` are called.
+        label_smoothing: in training, in [0, 1).
+        seed: of what an objective draws at random.
+        step: counts optimizer steps, such as `optimizer.iterations`.
+    """
+    if isinstance(settings, RDropSettings):
+        return RDrop(task, label_smoothing, settings.alpha)
+    if settings.name == "supervised":
+        return Supervised(task, label_smoothing)
+    inside = build_objective(settings.around, task, label_smoothing, seed, step)
+    arguments = {key: value for key, value in settings if key not in ("name", "around")}
+    if isinstance(settings, FreeLbSettings):
+        return FreeLb(inside, **arguments, seed=seed, step=step)
+    return {FgmSettings: Fgm, PgdSettings: Pgd, PgdInputSettings: PgdInput}[type(settings)](inside, **arguments)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kerasllm.settings import Settings
+from kerasllm.training.objective_settings import ObjectiveSettings, SupervisedSettings
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 """Metrics that are better when lower; all others are better when higher."""
@@ -45,6 +46,8 @@ class TrainingSettings(Settings):
     peak_learning_rate: float = Field(default=1e-3, gt=0)
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    objective: ObjectiveSettings = SupervisedSettings()
+    """What is minimised; see `training/objective_settings.py`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the probability that is spread evenly over the vocabulary."""
     clip_norm: float | None = Field(default=None, gt=0)

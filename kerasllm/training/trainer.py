@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import keras
 import tensorflow as tf
 
+from kerasllm.training.adversarial import Objective
 from kerasllm.training.settings import OptimizerSettings
-
-Objective = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
 class Trainer(keras.Model):

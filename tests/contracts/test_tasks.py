@@ -35,7 +35,7 @@ def test_the_parts_of_the_contract(task_class):
     for section, settings in task_class.sections.items():
         assert section.isidentifier()
         assert issubclass(settings, Settings)
-    for method in ("encode", "build_model", "loss", "answer", "metrics"):
+    for method in ("encode", "build_model", "forward", "loss", "answer", "metrics"):
         assert getattr(task_class, method).__doc__, method
 
 

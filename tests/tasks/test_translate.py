@@ -20,11 +20,8 @@ def task(tmp_path_factory):
         TokenizerSettings(kind="characters"), CleaningSettings(), ["abcde", "ab"], tmp_path_factory.mktemp("tokenizer")
     )
     sizes = EncoderDecoderSettings(num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=12)
-    generation, training = GenerationSettings(beam_size=3), SimpleNamespace(label_smoothing=0.1)
-    batching = BatchingSettings(max_sequence_length=12)
-    task = Translate(
-        SimpleNamespace(model=sizes, generation=generation, training=training, batching=batching), tokenizer
-    )
+    generation, batching = GenerationSettings(beam_size=3), BatchingSettings(max_sequence_length=12)
+    task = Translate(SimpleNamespace(model=sizes, generation=generation, batching=batching), tokenizer)
     keras.utils.set_random_seed(1)
     task.build_model()
     return task
@@ -42,20 +39,20 @@ def test_loss_weighs_every_next_token_and_no_padding(task):
         "encoder_token_ids": tf.constant([[4, 5, 2], [2, 0, 0]]),
         "decoder_token_ids": tf.constant([[1, 5, 2, 0], [1, 5, 4, 2]]),
     }
-    losses, weights = task.loss(task.model, batch, training=False)
+    losses, weights = task.loss(task.forward(task.model, batch, training=False), batch, label_smoothing=0.0)
     np.testing.assert_array_equal(weights, [[1, 1, 0], [1, 1, 1]])
     inputs = {"encoder_token_ids": batch["encoder_token_ids"], "decoder_token_ids": batch["decoder_token_ids"][:, :3]}
     log_probabilities = tf.nn.log_softmax(task.model(inputs)).numpy()
     assert float(losses[1, 2]) == pytest.approx(-log_probabilities[1, 2, 2], rel=1e-5)
 
 
-def test_labels_are_smoothed_in_training_only(task):
-    batch = {"encoder_token_ids": tf.constant([[4, 2]]), "decoder_token_ids": tf.constant([[1, 5, 2]])}
-    plain, _ = task.loss(task.model, batch, training=False)
-    again, _ = task.loss(task.model, batch, training=False)
-    smoothed, _ = task.loss(task.model, batch, training=True)
-    np.testing.assert_array_equal(plain, again)
-    assert np.abs(plain - smoothed).max() > 1e-3
+def test_labels_are_smoothed_by_the_share_that_is_asked_for(task):
+    """V is 9: p_y = 1/2 against 1/16 for each other; q_y = 0.9 + 0.1 / 9."""
+    batch = {"decoder_token_ids": tf.constant([[1, 5]])}
+    logits = tf.math.log(tf.tensor_scatter_nd_update(tf.fill([1, 1, 9], 1 / 16), [[0, 0, 5]], [0.5]))
+    losses, _ = task.loss(logits, batch, label_smoothing=0.1)
+    expected = (0.9 + 0.1 / 9) * np.log(2) + 0.8 / 9 * np.log(16)
+    assert float(losses[0, 0]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_any_text_is_answered(task):
