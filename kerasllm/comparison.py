@@ -206,6 +206,55 @@ def draw(path: Path, title: str, outcomes: Sequence[Outcome], target: Target | N
     atomic_write_bytes(path, content.getvalue())
 
 
+def draw_paths(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Draws, for a task with a landscape, the way of every trial over the contours of its surface.
+
+    One panel for each surface, a colour for each setting, a line for each seed; stars mark the minima.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        panels.setdefault(outcome.trial.recipe.model.landscape, []).append(outcome)
+    labels = list(by_setting(outcomes))
+    figure = Figure(figsize=(9 * len(panels), 8), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, group) in zip(all_axes, panels.items(), strict=True):
+        draw_landscape(axes, name, group[0].trial.recipe.task_class.landscape(group[0].trial.recipe))
+        for label, seeds in by_setting(group).items():
+            index = labels.index(label)
+            style = LINE_STYLES[index // 10 % len(LINE_STYLES)]
+            for number, outcome in enumerate(seeds):
+                x, y = walk_of(outcome.trial)
+                shown = label if number == 0 else None
+                axes.plot(x, y, style, color=f"C{index % 10}", label=shown, alpha=0.8, linewidth=1.2)
+                axes.plot(x[-1], y[-1], "o", color=f"C{index % 10}", markersize=5)
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.08), ncols=1 if len(labels) < 7 else 2)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    atomic_write_bytes(path, content.getvalue())
+
+
+def walk_of(trial: Trial) -> tuple[list[float], list[float]]:
+    """The positions x and y of a trial on its surface: the start, and that after each step."""
+    start = trial.recipe.task_class.landscape(trial.recipe).start
+    x, y = (read_scalars(trial.directory.logs_path, f"train/{name}")[0] for name in ("x", "y"))
+    return [start[0], *x], [start[1], *y]
+
+
+def draw_landscape(axes: Any, name: str, landscape: Any) -> None:
+    """Draws the contours of a surface, closer where it is lower, its minima and the start."""
+    left, right, bottom, top = landscape.window
+    x, y = np.meshgrid(np.linspace(left, right, 300), np.linspace(bottom, top, 300))
+    heights = landscape.height(x, y)
+    levels = heights.min() + np.ptp(heights) * np.geomspace(1e-4, 1.0, 24)
+    axes.contour(x, y, heights, levels=levels, colors="gray", linewidths=0.5)
+    for minimum in landscape.minima:
+        axes.plot(*minimum, "k*", markersize=12)
+    axes.plot(*landscape.start, "ks", markersize=6)
+    axes.set(title=name, xlabel="x", ylabel="y", xlim=(left, right), ylim=(bottom, top))
+
+
 def write_hparams(logs: Path, outcomes: Sequence[Outcome], best_metric: str, target: Target | None) -> None:
     """Writes, for TensorBoard's HParams, what was compared to `logs`, and values and figures to each trial's logs.
 

@@ -9,7 +9,20 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from kerasllm.comparison import Outcome, Target, draw, loss_band, read_scalars, running_mean, summarize, without_nan
+from kerasllm.comparison import (
+    Outcome,
+    Target,
+    draw,
+    draw_paths,
+    loss_band,
+    read_scalars,
+    running_mean,
+    summarize,
+    without_nan,
+)
+from kerasllm.models.settings import SurfaceSettings
+from kerasllm.run_directory import RunDirectory
+from kerasllm.tasks.descend import Descend
 
 INF, NAN = float("inf"), float("nan")
 
@@ -20,11 +33,11 @@ def outcome(label, losses, accuracy=0.5, seconds=1.0, evaluations=()):
     return Outcome(trial, np.array(losses), 0.1 * np.arange(len(losses)), list(evaluations), finished)
 
 
-def write_session(logs, suffix, events):
+def write_session(logs, suffix, events, name="loss"):
     """Writes (step, value, wall time) as one session of a run does."""
     writer = EventFileWriter(str(logs), filename_suffix=suffix)
     for step, value, wall_time in events:
-        summary = Summary(value=[Summary.Value(tag="train/loss", simple_value=value)])
+        summary = Summary(value=[Summary.Value(tag=f"train/{name}", simple_value=value)])
         writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
         summary = Summary(value=[Summary.Value(tag="train/tokens", simple_value=99)])
         writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
@@ -97,6 +110,31 @@ def test_the_picture(tmp_path, monkeypatch, losses, scale):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two", "target: loss 1"]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, losses[0]], [2, losses[1]]])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ways_over_a_surface(tmp_path, monkeypatch):
+    """One panel for each surface; a way begins at the start and goes through what was logged."""
+    drawn, outcomes = [], []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k)
+    )
+    for number, landscape in enumerate(("valley", "beale")):
+        directory = RunDirectory(tmp_path / landscape)
+        directory.create()
+        for name, values in (("x", [number, 3.0]), ("y", [0.5, 4.0])):
+            write_session(directory.logs_path, f".{name}", [(1, values[0], 1.0), (2, values[1], 2.0)], name)
+        recipe = types.SimpleNamespace(model=SurfaceSettings(landscape=landscape), task_class=Descend)
+        each = outcome(landscape, [1.0])
+        each.trial.recipe, each.trial.directory = recipe, directory
+        outcomes.append(each)
+    draw_paths(tmp_path / "paths.png", outcomes)
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["valley", "beale"]
+    ways = [next(line for line in axes.lines if line.get_label() == axes.get_title()) for axes in figure.axes]
+    np.testing.assert_array_equal(ways[0].get_xydata(), [[-2.0, 1.0], [0.0, 0.5], [3.0, 4.0]])
+    np.testing.assert_array_equal(ways[1].get_xydata(), [[1.0, 1.5], [1.0, 0.5], [3.0, 4.0]])
+    assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_json_gets_null_for_what_is_no_number():

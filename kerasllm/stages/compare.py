@@ -18,6 +18,7 @@ from kerasllm.comparison import (
     Outcome,
     Target,
     draw,
+    draw_paths,
     read_outcome,
     summarize,
     without_nan,
@@ -88,9 +89,8 @@ def read_target(text: str, recipe: Recipe) -> Target:
         UserError: it is not of that form, or the task has no such metric.
     """
     metric, _, value = text.partition("=")
-    known = (*LOWER_IS_BETTER, *recipe.task_class.metric_names)
-    if metric not in known:
-        raise UserError(f"--target {text}: no metric '{metric}'; {did_you_mean(metric, known)}")
+    if metric not in recipe.metric_names:
+        raise UserError(f"--target {text}: no metric '{metric}'; {did_you_mean(metric, recipe.metric_names)}")
     try:
         return Target(metric, float(value))
     except ValueError as error:
@@ -205,6 +205,9 @@ def report(
     picture, table, logs = directory / "comparison.png", directory / "comparison.csv", directory / "trials"
     write_csv(table, outcomes, best_metric, target)
     draw(picture, f"{recipe.name}: {len(settings)} settings", outcomes, target)
+    if hasattr(recipe.task_class, "landscape"):
+        draw_paths(directory / "paths.png", outcomes)
+        say(f"the paths: {directory / 'paths.png'}")
     write_hparams(logs, outcomes, best_metric, target)
     show_settings(settings, best_metric, target, num_seeds)
     say(f"picture: {picture}; one line for each trial: {table}")

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from kerasllm.settings import Settings
 from kerasllm.training.objective_settings import ObjectiveSettings, SupervisedSettings
 
-LOWER_IS_BETTER = ("loss", "perplexity")
+LOWER_IS_BETTER = ("loss", "perplexity", "distance")
 """Metrics that are better when lower; all others are better when higher."""
 
 
@@ -63,7 +63,7 @@ class TrainingSettings(Settings):
     keep_checkpoints: int = Field(default=2, ge=2)
     """The last ones, beside those of the best evaluations; two, so that one is left if the other is damaged."""
     best_metric: str = "loss"
-    """Metric of the validation split that chooses the weights; `loss` and `perplexity` are better when lower."""
+    """Metric of the validation split that chooses the weights, see `LOWER_IS_BETTER`."""
     stop_after_evaluations_without_gain: int | None = Field(default=None, ge=1)
     """Evaluations in a row without a better `best_metric`; null never stops early."""
     average_checkpoints: int = Field(default=1, ge=1)
