@@ -29,6 +29,7 @@ from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import atomic_write_bytes
 from kerasllm.settings import Document, Settings, apply_overrides, build_settings, load_document
 from kerasllm.training.settings import TrainingSettings
+from kerasllm.training.tick_settings import TickSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -46,13 +47,19 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     batching: BatchingSettings = BatchingSettings()
     training: TrainingSettings
+    ticks: tuple[TickSettings, ...] = ()
+    """The timeline of the training: when something changes, and what."""
 
-    _path: Path = pydantic.PrivateAttr(default=Path())
+    _document: Document = pydantic.PrivateAttr(default=Document(Path(), {}))
 
     @property
     def path(self) -> Path:
         """The file that it was read from."""
-        return self._path
+        return self._document.path
+
+    def place(self, *keys: str | int) -> str:
+        """Where a key stands, as an error begins: `file:line: section.key`."""
+        return self._document.place(keys)
 
     @property
     def task_class(self) -> Any:
@@ -148,7 +155,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     document = apply_overrides(load_document(path), overrides)
     document.data.setdefault("name", _name_of(path))
     recipe = build_settings(_recipe_class(document), document)
-    recipe._path = path
+    recipe._document = document
     return recipe
 
 

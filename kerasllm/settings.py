@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,7 +168,7 @@ def build_settings(cls: type[SettingsClass], document: Document) -> SettingsClas
     """
     try:
         # As JSON, because strict validation then takes a list for a tuple and text for a path, and nothing else.
-        return cls.model_validate_json(json.dumps(document.data))
+        return cls.model_validate_json(json.dumps(_with_default_choices(cls, document.data)))
     except pydantic.ValidationError as error:
         mistakes = [_Mistake(document, cls, detail) for detail in error.errors(include_url=False)]
     first = min(mistakes, key=lambda mistake: (not mistake.is_unknown_key, document.line(mistake.key_path) or 0))
@@ -185,20 +185,26 @@ class _Mistake:
         self.message: str = detail["msg"]
         self.context: dict[str, typing.Any] = detail.get("ctx", {})
         self.found = detail["input"]
-        self.known_keys = [key for each in _classes_at(cls, detail["loc"][:-1]) for key in each.model_fields]
+        location = detail["loc"]
+        steps = list(_walk(cls, location))
+        sections = [[cls], *(step.classes for step in steps)]
+        self.known_keys = [key for each in sections[max(0, len(location) - 1)] for key in each.model_fields]
+        self.choice = steps[-2].choice if len(steps) > 1 else ""
+        keys = tuple(part for part, step in zip(location, steps, strict=True) if not step.choice)
+        self.key_path = _key_path(document.data, keys, absent=self.kind == "missing")
         self.tags: list[str] = []
-        self.key_path = _key_path(document.data, detail["loc"], absent=self.kind == "missing")
         if self.kind.startswith("union_tag"):
             discriminator = self.context["discriminator"].strip("'")
             self.key_path += (discriminator,)
-            self.tags = sorted(_tag(each, discriminator) for each in _classes_at(cls, detail["loc"]))
+            self.tags = sorted(_tag(each, discriminator) for each in sections[-1])
         self.is_unknown_key = self.kind == "extra_forbidden"
         self.expected = EXPECTED.get(self.kind, "").format(**self.context)
 
     def text(self, alternatives: list[str]) -> str:
         """Returns what is wrong and what to do; `alternatives` are what all members of a union expect here."""
         if self.is_unknown_key:
-            return f"unknown key; {did_you_mean(str(self.key_path[-1]), self.known_keys)}"
+            hint = did_you_mean(str(self.key_path[-1]), self.known_keys)
+            return f"unknown key; {hint} ({self.choice})" if self.choice else f"unknown key; {hint}"
         if self.kind == "missing":
             return "is missing"
         if self.kind == "union_tag_not_found":
@@ -252,6 +258,19 @@ def _plain(yaml: YAML, node: Node, key_path: KeyPath, name: str, lines: dict[Key
     return yaml.constructor.construct_object(node)
 
 
+def _with_default_choices(cls: type[pydantic.BaseModel], data: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Returns the data where each section that leaves out which member of a union it is takes that of its default."""
+    filled = dict(data)
+    for key in data.keys() & cls.model_fields.keys():
+        section, setting = data[key], cls.model_fields[key]
+        if isinstance(section, dict) and setting.discriminator and isinstance(setting.default, pydantic.BaseModel):
+            name = str(setting.discriminator)
+            filled[key] = {name: getattr(setting.default, name), **section}
+        elif isinstance(section, dict) and setting.annotation in _classes_in(cls, key):
+            filled[key] = _with_default_choices(setting.annotation, section)
+    return filled
+
+
 def _key_path(data: typing.Any, location: KeyPath, absent: bool) -> KeyPath:
     """Returns the keys of the file for a pydantic location, which also holds the names of union members."""
     key_path: list[typing.Any] = []
@@ -266,30 +285,49 @@ def _key_path(data: typing.Any, location: KeyPath, absent: bool) -> KeyPath:
     return tuple(key_path)
 
 
-def _classes_at(cls: type[pydantic.BaseModel], location: KeyPath) -> list[type[pydantic.BaseModel]]:
-    """Returns the settings classes that the section at a pydantic location may have."""
-    classes = [cls]
+@dataclass(frozen=True)
+class _Step:
+    """One part of a pydantic location.
+
+    Attributes:
+        classes: the settings classes that the section it leads to may have.
+        choice: `name: sgd`, where it is no key of the file but the chosen member of a discriminated union, else "".
+    """
+
+    classes: list[type[pydantic.BaseModel]]
+    choice: str
+
+
+def _walk(cls: type[pydantic.BaseModel], location: KeyPath) -> Iterator[_Step]:
+    """Follows a pydantic location down from a settings class."""
+    classes, discriminator = [cls], ""
     for part in location:
-        below = [member for each in classes if part in each.model_fields for member in _classes_in(each, part)]
-        tagged = [each for each in classes if _has_tag(each, part)]
-        classes = below or tagged or classes
-    return classes
+        chosen = [each for each in classes if discriminator and _tag(each, discriminator) == part]
+        holders = [] if chosen else [each for each in classes if part in each.model_fields]
+        below = [member for each in holders for member in _classes_in(each, part)]
+        classes = chosen or below or classes
+        yield _Step(classes, f"{discriminator}: {part}" if chosen else "")
+        if not isinstance(part, int):  # the index of a list stands between its key and the name of a member
+            discriminator = next(filter(None, (_discriminator(each, part) for each in holders)), "")
+
+
+def _annotations(cls: type[pydantic.BaseModel], name: str) -> list[typing.Any]:
+    """Returns a field's annotation and all that stands inside it."""
+    found = [cls.model_fields[name].annotation]
+    for annotation in found:
+        found.extend(typing.get_args(annotation))
+    return found
 
 
 def _classes_in(cls: type[pydantic.BaseModel], name: str) -> list[type[pydantic.BaseModel]]:
     """Returns the settings classes that a field's annotation mentions."""
-    found, waiting = [], [cls.model_fields[name].annotation]
-    while waiting:
-        annotation = waiting.pop()
-        waiting.extend(typing.get_args(annotation))
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            found.append(annotation)
-    return found
+    return [each for each in _annotations(cls, name) if isinstance(each, type) and issubclass(each, pydantic.BaseModel)]
 
 
-def _has_tag(cls: type[pydantic.BaseModel], tag: typing.Any) -> bool:
-    """Tells whether a class is the member of a discriminated union that carries this tag."""
-    return any(tag in typing.get_args(each.annotation) for each in cls.model_fields.values())
+def _discriminator(cls: type[pydantic.BaseModel], name: str) -> str:
+    """Returns the key that chooses the member of the union that a field is, or holds; "" if it is none."""
+    inner = [each for each in _annotations(cls, name) if isinstance(each, pydantic.fields.FieldInfo)]
+    return next((str(each.discriminator) for each in (cls.model_fields[name], *inner) if each.discriminator), "")
 
 
 def _tag(cls: type[pydantic.BaseModel], discriminator: str) -> str:

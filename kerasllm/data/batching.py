@@ -1,6 +1,7 @@
 """The batch plan: which examples form batch k of epoch e follows from (lengths, seed, e, k) alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
@@ -86,26 +87,68 @@ def pad_batch(features: Mapping[str, RaggedArray], rows: Sequence[int] | np.ndar
     return {name: pad_rows(array, rows) for name, array in features.items()}
 
 
-class BatchStream:
-    """The training batches of a run, from any (epoch, batch) on.
+@dataclass(frozen=True)
+class Accumulation:
+    """How many planned batches make one optimizer step.
 
-    With R replicas every global batch is handed out as R consecutive parts, for a strategy that gives each replica one
-    of them. A part is filled up to its own longest row; where there are fewer examples than replicas, the empty parts
-    become one row of nothing but padding.
+    Args:
+        changes: (first step, planned batches) in the order of the steps, the first at step 0.
+    """
+
+    changes: tuple[tuple[int, int], ...] = ((0, 1),)
+
+    def at(self, step: int) -> int:
+        """Planned batches that the step after `step` optimizer steps takes."""
+        return next(count for first, count in reversed(self.changes) if first <= step)
+
+    @property
+    def greatest(self) -> int:
+        """The most that any step takes."""
+        return max(count for _, count in self.changes)
+
+    def windows(self, num_batches: int, first_step: int) -> list[slice]:
+        """The planned batches of each step of an epoch; the last step takes what is left."""
+        windows = []
+        while not windows or windows[-1].stop < num_batches:
+            start = windows[-1].stop if windows else 0
+            windows.append(slice(start, min(start + self.at(first_step + len(windows)), num_batches)))
+        return windows
+
+
+class BatchStream:
+    """The training batches of a run, from any optimizer step on.
+
+    The batches of one optimizer step are handed out as R consecutive elements, for a strategy that gives each of its R
+    replicas one of them. An element is a tuple of micro-batches, `accumulation.greatest * micro_batches` of them: each
+    planned batch of the step gives every replica `micro_batches` parts. A part is filled up to its own longest row;
+    one without an example, and those that a short last step of an epoch lacks, are one row of nothing but padding.
 
     Args:
         examples: a prepared split. Examples with a feature longer than `max_sequence_length` are left out and
             counted in `num_too_long`.
         seed: with the epoch it decides the order.
+        num_replicas: R.
+        micro_batches: parts that a replica takes its share of a planned batch in, one after the other.
+
+    Attributes:
+        accumulation: planned batches of each step; can be set before the first step is asked for.
 
     Raises:
         UserError: every example is too long.
     """
 
-    def __init__(self, examples: Examples, settings: BatchingSettings, seed: int, num_replicas: int = 1) -> None:
-        self.num_replicas = num_replicas
+    def __init__(
+        self,
+        examples: Examples,
+        settings: BatchingSettings,
+        seed: int,
+        num_replicas: int = 1,
+        micro_batches: int = 1,
+    ) -> None:
+        self.num_replicas, self.micro_batches = num_replicas, micro_batches
+        self.accumulation = Accumulation()
         self._features = examples.features
-        self._position = (0, 0)
+        self._position = (0, 0, 0)
         fits = examples.lengths.max(axis=1) <= settings.max_sequence_length
         self.num_too_long = int(np.sum(~fits))
         if not fits.any():
@@ -132,35 +175,55 @@ class BatchStream:
         return list(self._features)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The plan of an epoch: row numbers of every global batch, in order."""
+        """The plan of an epoch: row numbers of every planned batch, in order."""
         return self._batches(epoch)
 
-    def steps_in_epoch(self, epoch: int) -> int:
-        """Number of global batches."""
-        return len(self.batches(epoch))
+    def steps_in_epoch(self, epoch: int, first_step: int) -> int:
+        """Optimizer steps of an epoch that begins after `first_step` of them."""
+        return len(self.accumulation.windows(len(self.batches(epoch)), first_step))
 
-    def seek(self, epoch: int, first_batch: int = 0) -> None:
-        """Let the next iterator over `dataset()` start with this batch of this epoch and go on from epoch to epoch."""
-        self._position = (epoch, first_batch)
+    def seek(self, epoch: int, step_in_epoch: int, first_step: int) -> None:
+        """Let the next iterator over `dataset()` start in this epoch, and go on from epoch to epoch.
 
-    def parts(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """One global batch as `num_replicas` padded parts."""
-        for part in np.array_split(rows, self.num_replicas):
-            if len(part):
-                yield pad_batch(self._features, part)
-            else:
-                first_row = pad_batch(self._features, rows[:1])
-                yield {name: np.zeros_like(array) for name, array in first_row.items()}
+        Args:
+            epoch: from 0.
+            step_in_epoch: optimizer steps of the epoch that are done.
+            first_step: optimizer steps of the run before the epoch.
+        """
+        self._position = (epoch, step_in_epoch, first_step)
 
-    def _generate(self) -> Iterator[dict[str, np.ndarray]]:
-        first_epoch, first_batch = self._position
+    def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""
+        return [
+            pad_batch(self._features, part) if len(part) else self._nothing(rows)
+            for part in np.array_split(rows, self.num_replicas * self.micro_batches)
+        ]
+
+    def _nothing(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.zeros_like(array) for name, array in pad_batch(self._features, rows[:1]).items()}
+
+    def _elements(self, window: list[np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+        """The planned batches of one step as an element for each replica."""
+        parts = [self.parts(rows) for rows in window]
+        missing = (self.accumulation.greatest - len(window)) * self.micro_batches
+        nothing = (self._nothing(window[0]),) * missing
+        for replica in range(self.num_replicas):
+            mine = slice(replica * self.micro_batches, (replica + 1) * self.micro_batches)
+            yield tuple(part for batch in parts for part in batch[mine]) + nothing
+
+    def _generate(self) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+        first_epoch, step_in_epoch, step = self._position
         for epoch in count(first_epoch):
-            for rows in self.batches(epoch)[first_batch if epoch == first_epoch else 0 :]:
-                yield from self.parts(rows)
+            batches = self.batches(epoch)
+            windows = self.accumulation.windows(len(batches), step)
+            step += len(windows)
+            for window in windows[step_in_epoch if epoch == first_epoch else 0 :]:
+                yield from self._elements(batches[window])
 
     def dataset(self) -> "tf.data.Dataset":
-        """Feature -> int32 [B, T], without end, padded ahead of use; it starts where `seek` said before `iter`."""
+        """Elements without end, features int32 [B, T], made ahead of use; starts where `seek` said before `iter`."""
         import tensorflow as tf
 
-        signature = {name: tf.TensorSpec([None, None], tf.int32) for name in self._features}
+        part = {name: tf.TensorSpec([None, None], tf.int32) for name in self._features}
+        signature = (part,) * (self.accumulation.greatest * self.micro_batches)
         return tf.data.Dataset.from_generator(self._generate, output_signature=signature).prefetch(4)

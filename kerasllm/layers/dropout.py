@@ -14,7 +14,8 @@ class Dropout(keras.layers.Layer):
     generator's state and of the replica: replicas of one step draw different masks.
 
     Args:
-        rate: probability in [0, 1).
+        rate: probability in [0, 1); a layer that began above 0 can be set to another one, which counts in graphs traced
+            afterwards.
         seed: integer; the sequence of masks repeats exactly from it.
 
     Raises:
@@ -30,9 +31,13 @@ class Dropout(keras.layers.Layer):
         if not 0 <= rate < 1:
             raise ValueError(f"rate must be in [0, 1), found {rate}")
         self.rate = rate
-        self.dropped_levels = round(rate * self.LEVELS)
         self.seed_generator = keras.random.SeedGenerator(seed, name="seed") if self.dropped_levels else None
         self.built = True
+
+    @property
+    def dropped_levels(self) -> int:
+        """How many of the 65536 levels are dropped, at the rate of this moment."""
+        return round(self.rate * self.LEVELS)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """x: float tensor of any shape."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import kerasllm
-from kerasllm.data.batching import BatchStream
+from kerasllm.data.batching import Accumulation, BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.environment import build_strategy, seed_everything
@@ -27,9 +28,11 @@ from kerasllm.trained_run import build_task
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
 from kerasllm.training.objectives import build_objective
+from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.schedules import build_schedule
-from kerasllm.training.settings import StepPlan, TrainingSettings
-from kerasllm.training.trainer import Trainer, build_optimizer
+from kerasllm.training.settings import StepPlan
+from kerasllm.training.ticks import Tick, Ticking, Timeline, TimelineSchedule, average_decay, resolve_ticks
+from kerasllm.training.trainer import Trainer
 
 NUM_SAMPLES = 8
 
@@ -45,6 +48,8 @@ class Run:
     trainer: Trainer
     stream: BatchStream
     plan: StepPlan
+    schedule: TimelineSchedule
+    timeline: Timeline
     evaluator: Evaluator
     checkpoints: Checkpoints
 
@@ -142,33 +147,67 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
     """Builds the model, the optimizer and the batches."""
     settings = recipe.training
     examples = prepared.examples("train")
-    stream = BatchStream(examples, recipe.batching, recipe.seed, strategy.num_replicas_in_sync)
-    plan = plan_steps(settings, stream)
+    replicas = strategy.num_replicas_in_sync
+    stream = BatchStream(examples, recipe.batching, recipe.seed, replicas, settings.micro_batches)
+    plan = plan_steps(recipe, stream)
+    places = [recipe.place("ticks", index) for index in range(len(recipe.ticks))]
+    ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
         task = build_task(recipe, prepared.tokenizer_directory)
         model = task.build_model()
-        try:
-            schedule = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
-        except ValueError as error:
-            raise UserError(f"{recipe.path}: training.schedule: {error}; shorten the warm-up") from error
-        optimizer = build_optimizer(settings.optimizer, schedule)
-        optimizer.build(model.trainable_variables)
+        timeline = Timeline(model, ticks)
+        schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)
         objective = build_objective(
             settings.objective, task, settings.label_smoothing, recipe.seed, optimizer.iterations
         )
-        trainer = Trainer(model, objective, settings.clip_norm)
+        trainer = Trainer(
+            model, objective, settings.clip_norm, settings.l1, settings.l2, average_decay(settings, ticks)
+        )
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
-    return Run(directory, recipe, strategy, task, trainer, stream, plan, evaluator, checkpoints)
+    return Run(directory, recipe, strategy, task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints)
 
 
-def plan_steps(settings: TrainingSettings, stream: BatchStream) -> StepPlan:
-    """Turns the durations of a recipe into optimizer steps, now that the batches of each epoch are known."""
+def build_scheduled_optimizer(
+    recipe: Recipe, ticks: list[Tick], plan: StepPlan, variables: list[keras.Variable]
+) -> tuple[TimelineSchedule, keras.optimizers.Optimizer]:
+    """The learning rate of a recipe's timeline, and the optimizer that follows it.
+
+    Raises:
+        UserError: one of them does not fit the length of the training or the variables of the model.
+    """
+    settings = recipe.training
+    try:
+        first = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
+    except UserError as error:
+        raise UserError(f"{recipe.place('training', 'schedule')}.{error}") from error
+    schedule = TimelineSchedule(first, ticks, plan.total_steps)
+    try:
+        return schedule, build_optimizer(settings.optimizer, schedule, variables)
+    except UserError as error:
+        raise UserError(f"{recipe.place('training', 'optimizer')}.{error}") from error
+
+
+def plan_steps(recipe: Recipe, stream: BatchStream) -> StepPlan:
+    """Turns the durations of a recipe into optimizer steps, now that the batches of each epoch are known.
+
+    The steps of an epoch depend on the batches that each accumulates, and the ticks that change these may come with an
+    epoch: so the epochs are gone through in their order.
+    """
+    settings = recipe.training
+    changes = {0: settings.accumulate_batches}
+    growing = [tick for tick in recipe.ticks if tick.accumulate_batches]
+    changes |= {tick.at_step: tick.accumulate_batches for tick in growing if tick.at_step is not None}
     starts = [0]
     while len(starts) <= settings.train_epochs if settings.train_epochs else starts[-1] < settings.train_steps:
-        starts.append(starts[-1] + stream.steps_in_epoch(len(starts) - 1))
+        epoch = len(starts) - 1
+        for tick in growing:
+            if tick.at_epoch == epoch:
+                changes[starts[-1]] = tick.accumulate_batches
+        stream.accumulation = Accumulation(tuple(sorted(changes.items())))
+        starts.append(starts[-1] + stream.steps_in_epoch(epoch, starts[-1]))
     total = settings.train_steps or starts[-1]
     if settings.evaluate_every_steps:
         evaluations = range(settings.evaluate_every_steps, total, settings.evaluate_every_steps)
@@ -184,6 +223,7 @@ def restore(run: Run) -> dict[str, Any]:
     if checkpoint is None:
         return {"step": 0}
     write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
+    run.trainer.start_averages()
     write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
     return checkpoint.progress
 
@@ -195,7 +235,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
     lengths = examples.lengths
     positions = sum(len(rows) * lengths[rows].max(axis=0).sum() for rows in batches)
     tokens = sum(lengths[rows].sum() for rows in batches)
-    parameters = sum(int(np.prod(variable.shape)) for variable in run.trainer.model.trainable_variables)
+    parameters = sum(math.prod(variable.shape) for variable in run.trainer.model.trainable_variables)
     rows = [
         ("recipe", run.recipe.name),
         ("parameters", f"{parameters:,}"),
@@ -206,6 +246,8 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         ("replicas", f"{run.strategy.num_replicas_in_sync}"),
     ]
     show_table(f"train: {run.directory.path}", ("", ""), rows)
+    if run.recipe.ticks:
+        show_table("timeline", ("after step", "change", "trained parameters"), run.timeline.rows())
 
 
 def fit(run: Run, state: dict[str, Any]) -> float:
@@ -218,17 +260,22 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         KeyboardInterrupt: a signal stopped it; the checkpoint is written.
     """
     settings = run.recipe.training
-    run.stream.seek(*run.plan.locate(state["step"]))
+    epoch, step_in_epoch = run.plan.locate(state["step"])
+    run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
     dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
     writer = tf.summary.create_file_writer(str(run.directory.logs_path))
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
         evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
-        saving = Saving(run.checkpoints, evaluation, settings.checkpoint_every_steps, state.get("seconds", 0.0))
+        ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report_tick, writer))
+        ticking.restore(state.get("ticks", []), state["step"])
+        every, before = settings.checkpoint_every_steps, state.get("seconds", 0.0)
+        saving = Saving(run.checkpoints, evaluation, lambda: {"ticks": ticking.state}, every, before)
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
-            callbacks = [StepLog(bar, writer, getattr(run.task, "step_figures", dict)), evaluation, saving]
+            step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
+            callbacks = [step_log, evaluation, ticking, saving]
             run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
     if saving.interrupted_by:
         step = int(run.trainer.optimizer.iterations.numpy())
@@ -236,9 +283,17 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     return saving.seconds
 
 
+def report_tick(writer: tf.summary.SummaryWriter, step: int, text: str) -> None:
+    """Tells the person and TensorBoard what a tick has changed."""
+    say(f"step {step:,}: tick: {text}")
+    with writer.as_default(step):
+        tf.summary.text("ticks", text)
+
+
 def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:
     """The metrics of the validation split with the weights of this moment, and samples for TensorBoard."""
-    metrics, rows = run.evaluator("evaluate")
+    with run.trainer.answering_weights():
+        metrics, rows = run.evaluator("evaluate")
     samples = [f"{row['source']}\n\n**{row['prediction']}**\n\n{row['reference']}" for row in rows[:NUM_SAMPLES]]
     return metrics, samples
 

@@ -109,20 +109,21 @@ class Evaluation(StepCallback):
         self.evaluate, self.plan, self.settings = evaluate, plan, settings
         self.run, self.writer, self.bar = run, writer, bar
         self.score: float | None = None
+        self.metrics: dict[str, Any] | None = None
         self.state = {"best_score": None, "without_gain": 0}
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
-        self.score = None
+        self.score = self.metrics = None
         if step not in self.plan.evaluation_steps:
             return
-        metrics, samples = self.evaluate()
-        self.score = score_of(metrics, self.settings.best_metric)
+        self.metrics, samples = self.evaluate()
+        self.score = score_of(self.metrics, self.settings.best_metric)
         gained = self.state["best_score"] is None or self.score > self.state["best_score"]
         self.state = {
             "best_score": self.score if gained else self.state["best_score"],
             "without_gain": 0 if gained else self.state["without_gain"] + 1,
         }
-        self._report(step, logs, metrics, samples, gained)
+        self._report(step, logs, self.metrics, samples, gained)
         if self.has_stalled:
             say(f"step {step:,}: no better {self.settings.best_metric} for long; stopping early")
             self.model.stop_training = True
@@ -163,13 +164,22 @@ class Saving(StepCallback):
     Args:
         checkpoints: where to.
         evaluation: whose state and scores are saved; comes before this callback.
+        progress: gives what else goes on from here.
         every_steps: optimizer steps.
         seconds_before: that the run was trained in earlier sessions.
     """
 
-    def __init__(self, checkpoints: Checkpoints, evaluation: Evaluation, every_steps: int, seconds_before: float):
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        evaluation: Evaluation,
+        progress: Callable[[], dict[str, Any]],
+        every_steps: int,
+        seconds_before: float,
+    ):
         super().__init__()
-        self.checkpoints, self.evaluation, self.every_steps = checkpoints, evaluation, every_steps
+        self.checkpoints, self.evaluation, self.progress = checkpoints, evaluation, progress
+        self.every_steps = every_steps
         self.seconds_before, self._started = seconds_before, time.monotonic()
         self.interrupted_by: str | None = None
         self._handlers: dict[int, Any] = {}
@@ -201,9 +211,8 @@ class Saving(StepCallback):
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, with the score if it was evaluated."""
-        self.checkpoints.save(
-            step,
-            read_variables(self.model.model.weights),
-            read_variables(self.model.state_variables),
-            {"score": self.evaluation.score, "evaluation": self.evaluation.state, "seconds": self.seconds},
-        )
+        with self.model.answering_weights() as weights:
+            answering = read_variables(weights)
+        progress = {"score": self.evaluation.score, "evaluation": self.evaluation.state, "seconds": self.seconds}
+        state = read_variables(self.model.state_variables)
+        self.checkpoints.save(step, answering, state, {**progress, **self.progress()})

@@ -6,34 +6,16 @@ A duration carries its unit in its name and is turned into optimizer steps once,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from kerasllm.settings import Settings
 from kerasllm.training.objective_settings import ObjectiveSettings, SupervisedSettings
+from kerasllm.training.optimizer_settings import AdamWSettings, OptimizerSettings
+from kerasllm.training.schedule_settings import InverseSquareRootSettings, ScheduleSettings
 
 LOWER_IS_BETTER = ("loss", "perplexity", "distance")
 """Metrics that are better when lower; all others are better when higher."""
-
-
-class OptimizerSettings(Settings):
-    """AdamW, [Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)."""
-
-    name: Literal["adamw"] = "adamw"
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Biases and the parameters of normalization layers are not decayed."""
-    beta_1: float = Field(default=0.9, ge=0, lt=1)
-    beta_2: float = Field(default=0.98, ge=0, lt=1)
-    epsilon: float = Field(default=1e-9, gt=0)
-
-
-class ScheduleSettings(Settings):
-    """How the learning rate goes up to `training.peak_learning_rate` and down again; see `training/schedules.py`."""
-
-    name: Literal["constant", "inverse_square_root", "cosine"] = "inverse_square_root"
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps from 0 to the peak, in a straight line."""
 
 
 class TrainingSettings(Settings):
@@ -44,14 +26,26 @@ class TrainingSettings(Settings):
     train_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
     peak_learning_rate: float = Field(default=1e-3, gt=0)
-    optimizer: OptimizerSettings = OptimizerSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
+    optimizer: OptimizerSettings = AdamWSettings()
+    """By name, with its own arguments: see `optimizer_settings.py`."""
+    schedule: ScheduleSettings = InverseSquareRootSettings()
+    """By name, with its own arguments: see `schedule_settings.py`."""
     objective: ObjectiveSettings = SupervisedSettings()
-    """What is minimised; see `training/objective_settings.py`."""
+    """What is minimised, by name: see `objective_settings.py`."""
+    l1: float = Field(default=0.0, ge=0)
+    """Penalty l1 * sum |w| over kernels and tables, not biases and norms; its gradient is clipped with the rest."""
+    l2: float = Field(default=0.0, ge=0)
+    """Penalty l2 / 2 * sum w^2 over the same; unlike `optimizer.weight_decay` it goes through the optimizer."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the probability that is spread evenly over the vocabulary."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Greatest norm of the gradient of the whole global batch, all variables together; null leaves it."""
+    accumulate_batches: int = Field(default=1, ge=1)
+    """Planned batches, of `batching.tokens_per_batch` each, that make one optimizer step."""
+    micro_batches: int = Field(default=1, ge=1)
+    """Parts that a replica takes its share of a planned batch in, one after the other: less memory, the same step."""
+    average_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Per step, of a moving average of the weights, which then is what answers; null keeps none."""
     num_replicas: int | None = Field(default=None, ge=1)
     """Replicas that share each batch; null takes every GPU, or the CPU as one."""
     evaluate_every_epochs: int | None = Field(default=None, ge=1)
@@ -97,6 +91,6 @@ class StepPlan:
     total_steps: int
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The (epoch, batch) that comes after `step` optimizer steps."""
+        """The epoch that comes after `step` optimizer steps, and the steps of it that are done."""
         epoch = max(i for i, start in enumerate(self.epoch_starts[:-1]) if start <= min(step, self.total_steps - 1))
         return epoch, step - self.epoch_starts[epoch]

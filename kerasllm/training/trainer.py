@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasllm.training.adversarial import Objective
-from kerasllm.training.settings import OptimizerSettings
+from kerasllm.training.optimizers import add_penalty_gradients
 
 
 class Trainer(keras.Model):
@@ -15,28 +19,60 @@ class Trainer(keras.Model):
     Keras averages over each replica first, so a batch whose padding lies unevenly gives another gradient, and it clips
     before the replicas are summed. Here, with the loss $\ell_i$ and weight $w_i$ of each position:
 
-    1. the weights are summed over all replicas, $W = \sum_i w_i$;
-    2. each replica takes the gradient of its share of $\sum_i w_i \ell_i / W$;
-    3. the gradients are summed over the replicas, then clipped, then applied.
+    1. each replica adds up the gradients of $\sum_i w_i \ell_i$ of its micro-batches, one after the other;
+    2. the gradients and the weights $W = \sum_i w_i$ are summed over the replicas, and the one divided by the other;
+    3. that is the gradient of the mean over the whole global batch: it is clipped, then applied.
 
     Args:
         model: the Keras model to train, already built.
         objective: `objective(model, batch, training) -> (losses [B, T], weights [B, T])`, not yet reduced.
         clip_norm: greatest norm of the whole gradient, or None.
+        l1, l2: penalties of `add_penalty_gradients`, which are not in the loss that is shown.
+        average_decay: function of the step, int64 scalar, that gives the decay of the moving average of the weights
+            $\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ ([Polyak and Juditsky, 1992](
+            https://doi.org/10.1137/0330046)); None keeps no average.
     """
 
-    def __init__(self, model: keras.Model, objective: Objective, clip_norm: float | None = None, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        objective: Objective,
+        clip_norm: float | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        average_decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.model = model
         self.objective = objective
-        self.clip_norm = clip_norm
+        self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
+        self.average_decay = average_decay
+        self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
         self.built = True
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """What a run needs besides the weights to go on: the optimizer, and the states of random generators."""
+        """What a run needs besides `answering_weights` to go on: the optimizer, the states of random generators, and
+        where an average of the weights answers, the weights themselves."""
         weights = {id(variable) for variable in self.model.weights}
-        return [*self.optimizer.variables, *(v for v in self.model.variables if id(v) not in weights)]
+        others = [v for v in self.model.variables if id(v) not in weights]
+        return [*self.optimizer.variables, *others, *(self.model.weights if self.averages else [])]
+
+    @contextmanager
+    def answering_weights(self) -> Iterator[list[keras.Variable]]:
+        """The model's weights; inside the block they hold the moving average, where one is kept."""
+        weights = self.model.weights
+        trained = [np.array(weight.value) for weight in weights] if self.averages else []
+        _assign_all(weights if self.averages else [], self.averages)
+        try:
+            yield weights
+        finally:
+            _assign_all(weights if self.averages else [], trained)
+
+    def start_averages(self) -> None:
+        """Sets the average to the weights of this moment."""
+        _assign_all(self.averages, self.model.weights if self.averages else [])
 
     def call(self, inputs, training: bool = False):
         """The model itself."""
@@ -45,11 +81,11 @@ class Trainer(keras.Model):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
         """Everything is built when the trainer is made; Keras would draw a batch to build it again."""
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def train_step(self, batches: Sequence[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """One optimizer step, in replica context.
 
         Args:
-            batch: this replica's part of the global batch.
+            batches: this replica's part of the global batch, as micro-batches.
 
         Returns:
             Figures of the global batch: `loss` (mean over its weights), `tokens` (sum of its weights),
@@ -58,26 +94,54 @@ class Trainer(keras.Model):
         replica = tf.distribute.get_replica_context()
         variables = self.model.trainable_variables
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        with tf.GradientTape() as tape:
-            losses, weights = self.objective(self.model, batch, training=True)
-            total_weight = sum_over_replicas(replica, tf.reduce_sum(weights))
-            positions = sum_over_replicas(replica, tf.cast(tf.size(weights), weights.dtype))
-            loss = tf.reduce_sum(losses * weights) / tf.maximum(total_weight, 1e-9)
-        # An embedding's gradient is a list of rows; two of them may be the same row, which a norm would not see.
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
-        gradients = sum_over_replicas(replica, gradients)
+        totals, gradients = self._sum_of_micro_batches(batches, variables)
+        loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
+        weight = tf.maximum(weight, 1e-9)
+        gradients = [gradient / weight for gradient in sum_over_replicas(replica, gradients)]
+        gradients = add_penalty_gradients(gradients, variables, self.l1, self.l2)
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
         # The optimizer sums over replicas again what is already the sum on each of them.
-        self.optimizer.apply([g / replica.num_replicas_in_sync for g in gradients], variables)
+        count = replica.num_replicas_in_sync
+        self.optimizer.apply(gradients if count == 1 else [g / count for g in gradients], variables)
+        if self.average_decay is not None:
+            decay = self.average_decay(self.optimizer.iterations.value)
+            for average, variable in zip(self.averages, self.model.weights, strict=True):
+                average.assign(variable + decay * (average - variable))
         return {
-            "loss": sum_over_replicas(replica, loss),
-            "tokens": total_weight,
-            "padding_share": 1.0 - total_weight / positions,
+            "loss": loss / weight,
+            "tokens": weight,
+            "padding_share": 1.0 - weight / positions,
             "gradient_norm": norm,
             "learning_rate": learning_rate,
         }
+
+    def _sum_of_micro_batches(self, batches, variables) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """[weighted losses, weights, positions], and the gradient of the first, summed over this replica's batches."""
+        totals, gradients = tf.zeros([3]), []
+        for batch in batches:
+            # Each begins when the one before is done, so that only one is in memory.
+            with tf.control_dependencies(gradients), tf.GradientTape() as tape:
+                losses, weights = self.objective(self.model, batch, training=True)
+                loss = tf.reduce_sum(losses * weights)
+            # An embedding's gradient is a list of rows; two of them may be the same row, which a norm would not see.
+            found = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
+            gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
+            totals += tf.stack([loss, tf.reduce_sum(weights), tf.cast(tf.size(weights), weights.dtype)])
+        return totals, gradients
+
+
+def _copy_of(weight: keras.Variable) -> keras.Variable:
+    """A variable of the same value; as all replicas change it alike, the value of the first is taken."""
+    return keras.Variable(
+        np.array(weight.value), trainable=False, name=f"average_{weight.name}", aggregation="only_first_replica"
+    )
+
+
+def _assign_all(variables: Sequence[keras.Variable], values: Sequence) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):
@@ -85,20 +149,3 @@ def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):
     if replica.num_replicas_in_sync == 1:
         return values
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def build_optimizer(settings: OptimizerSettings, learning_rate) -> keras.optimizers.Optimizer:
-    """AdamW that leaves biases and normalization layers undecayed.
-
-    Args:
-        learning_rate: number or Keras schedule.
-    """
-    optimizer = keras.optimizers.AdamW(
-        learning_rate,
-        weight_decay=settings.weight_decay,
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        epsilon=settings.epsilon,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "offset"])
-    return optimizer

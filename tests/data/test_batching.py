@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kerasllm.data.batching import BatchStream, pad_batch, plan_batches, plan_examples
+from kerasllm.data.batching import Accumulation, BatchStream, pad_batch, plan_batches, plan_examples
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.errors import UserError
 
@@ -136,23 +136,57 @@ def test_an_empty_part_is_one_row_of_padding(make_examples):
     assert not any(array.any() for part in parts[1:] for array in part.values())
 
 
+def rows_in(element):
+    """The row numbers of all examples in an element: the first token of row r is 1000 * r + 1."""
+    return sorted(int(row[0] // 1000) for part in element for row in part["a"] if row.any())
+
+
 def test_dataset_starts_where_it_was_sought_and_goes_on_from_epoch_to_epoch(make_examples):
     lengths = np.random.default_rng(0).integers(1, 6, (30, 2))
     stream = BatchStream(make_examples(lengths), settings(), seed=0)
     assert stream.feature_names == ["a", "b"]
     dataset = stream.dataset()
 
-    def rows_of(batches):
-        return [sorted(batch["a"][:, 0] // 1000) for batch in batches]
-
     def planned(epoch, first_batch=0):
         return [sorted(rows) for rows in stream.batches(epoch)[first_batch:]]
 
-    assert rows_of(dataset.take(1).as_numpy_iterator()) == planned(0)[:1]
-    stream.seek(2, first_batch=3)
+    assert [rows_in(element) for element in dataset.take(1).as_numpy_iterator()] == planned(0)[:1]
+    stream.seek(2, 3, first_step=0)
     expected = planned(2, 3) + planned(3) + planned(4)
-    batches = dataset.take(len(expected)).as_numpy_iterator()
-    first = next(batches)
-    stream.seek(0)  # does not touch the iterator that is under way
-    assert rows_of([first, *batches]) == expected
-    assert first["b"].dtype == np.int32
+    elements = dataset.take(len(expected)).as_numpy_iterator()
+    first = next(elements)
+    stream.seek(0, 0, first_step=0)  # does not touch the iterator that is under way
+    assert [rows_in(element) for element in [first, *elements]] == expected
+    assert first[0]["b"].dtype == np.int32
+
+
+def test_windows_take_every_planned_batch_and_grow_at_their_step():
+    accumulation = Accumulation(((0, 1), (2, 3)))
+    assert accumulation.windows(7, first_step=0) == [slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 7)]
+    assert accumulation.windows(7, first_step=4) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert accumulation.greatest == 3
+
+
+@pytest.mark.parametrize(("num_replicas", "micro_batches"), [(1, 1), (2, 2)])
+def test_accumulated_batches_make_one_step(make_examples, num_replicas, micro_batches):
+    """Every example once an epoch, the short last step of an epoch too; sought or not, the steps are the same."""
+    lengths = np.random.default_rng(0).integers(1, 6, (30, 2))
+    stream = BatchStream(make_examples(lengths), settings(), 0, num_replicas, micro_batches)
+    stream.accumulation = Accumulation(((0, 2), (3, 4)))
+    steps = [stream.steps_in_epoch(0, 0)]
+    steps.append(stream.steps_in_epoch(1, steps[0]))
+    total = sum(steps) * num_replicas
+    elements = list(stream.dataset().take(total).as_numpy_iterator())
+    assert {len(element) for element in elements} == {4 * micro_batches}
+    joined = [
+        sorted(row for element in elements[i : i + num_replicas] for row in rows_in(element))
+        for i in range(0, total, num_replicas)
+    ]
+    assert sorted(row for step in joined[: steps[0]] for row in step) == list(range(30))
+    batches = stream.batches(0)
+    assert joined[0] == sorted(row for rows in batches[:2] for row in rows)
+    assert joined[3] == sorted(row for rows in batches[6:10] for row in rows)
+    stream.seek(1, 1, first_step=steps[0])
+    rest = stream.dataset().take(total - num_replicas * (steps[0] + 1)).as_numpy_iterator()
+    expected = elements[(steps[0] + 1) * num_replicas :]
+    assert [rows_in(element) for element in rest] == [rows_in(element) for element in expected]

@@ -1,8 +1,10 @@
 """Positions against their formula; the embedding's scale and its shared table."""
 
 import math
+import threading
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from kerasllm.layers.embedding import PositionEmbedding, TokenEmbedding
@@ -29,6 +31,27 @@ def test_embedding_is_scaled_and_its_table_makes_the_logits():
     np.testing.assert_allclose(layer(tf.constant([[3]]))[0, 0], table[3] * 2.0, rtol=1e-6)
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
     np.testing.assert_allclose(layer.logits(tf.constant(x)), x @ table.T, atol=1e-6)
+
+
+def test_an_embedding_is_perturbed_while_it_is_asked_for_and_in_this_thread_alone():
+    """Each replica traces in a thread of its own, and they share the layer."""
+    layer, ids = TokenEmbedding(vocabulary_size=5, hidden_dim=2), tf.constant([[3, 0]])
+    clean, elsewhere, masks = layer(ids).numpy(), [], []
+
+    def perturb(vectors, is_token):
+        masks.append(is_token.numpy().tolist())
+        return vectors + 1.0
+
+    with layer.perturbed(perturb), layer.perturbed(lambda vectors, is_token: vectors * 3.0):
+        np.testing.assert_allclose(layer(ids), (clean + 1.0) * 3.0, rtol=1e-6)
+        thread = threading.Thread(target=lambda: elsewhere.append(layer(ids).numpy()))
+        thread.start()
+        thread.join()
+    np.testing.assert_array_equal(elsewhere, [clean])
+    assert masks == [[[True, False]]]
+    with pytest.raises(ZeroDivisionError), layer.perturbed(lambda vectors, is_token: 1 / 0):
+        layer(ids)
+    np.testing.assert_array_equal(layer(ids), clean)
 
 
 def test_layer_normalization_equals_its_formula():

@@ -7,8 +7,14 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
+
+from kerasllm.errors import UserError
+from kerasllm.recipe import load_recipe
+from kerasllm.stages.train import build_scheduled_optimizer
+from kerasllm.training.settings import StepPlan
 
 RECIPE = """\
 task: translate
@@ -25,6 +31,16 @@ training:
   checkpoint_every_steps: 3
   best_metric: exact_match
   average_checkpoints: 2
+"""
+
+TIMELINE = """\
+  average_decay: 0.9
+  micro_batches: 2
+ticks:
+  - {at_step: 2, freeze: "embedding/.*", learning_rate_factor: 0.5}
+  - {at_step: 4, accumulate_batches: 2, dropout: 0.1}
+  - {at_share: 0.6, unfreeze: ".*", schedule: {name: constant}}
+  - {when_plateau: {metric: validation_exact_match, patience_evaluations: 1}, learning_rate_factor: 0.1}
 """
 
 
@@ -54,12 +70,17 @@ def arrays_of(run_dir, step):
 
 
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe):
-    """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run."""
+    """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run.
+
+    With all that a run carries along: ticks of every kind, accumulation, and an average of the weights.
+    """
+    recipe.write_text(RECIPE + TIMELINE)
     straight = train(tmp_path / "straight", "--json")
     assert straight.returncode == 0, straight.stderr
     report = json.loads(straight.stdout)
     assert report["steps"] == 14
     assert "mean of steps 7, 14" in straight.stderr
+    assert "step 4: tick: accumulate_batches 2, dropout 0.1" in straight.stderr
 
     stopped = tmp_path / "stopped"
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -84,7 +105,7 @@ def interrupt_after_a_checkpoint(recipe, run_dir, number, code):
     before = set(checkpoints.glob("step_*"))
     command = [sys.executable, "-m", "kerasllm", "train", str(recipe), "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not set(checkpoints.glob("step_*")) - before:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -125,8 +146,19 @@ def test_a_warm_up_longer_than_the_epochs(train, tmp_path):
     changes = ["training.train_steps=null", "training.train_epochs=1", "training.schedule.warmup_steps=5000"]
     refused = train(tmp_path / "run", *(part for change in changes for part in ("--set", change)))
     assert refused.returncode == 2
-    assert "training.schedule: warmup_steps 5000 is not below the" in refused.stderr
+    assert "training.schedule.warmup_steps: 5000 is not below the" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "r.yaml", ["training.optimizer={patterns: [{match: encoder_layr}]}"])
+    variables = [keras.Variable([1.0], name="encoder_layer_0")]
+    message = (
+        r"r\.yaml: training\.optimizer\.patterns\[0\]\.match: 'encoder_layr' matches no variable; .*encoder_layer_0$"
+    )
+    with pytest.raises(UserError, match=message):
+        build_scheduled_optimizer(recipe, StepPlan((0, 9), frozenset([9]), 9), variables)
 
 
 def test_a_metric_that_the_task_has_not(train, tmp_path):

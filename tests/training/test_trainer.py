@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasllm.training.settings import OptimizerSettings
-from kerasllm.training.trainer import Trainer, build_optimizer
+from kerasllm.training.optimizer_settings import AdamWSettings
+from kerasllm.training.optimizers import build_optimizer
+from kerasllm.training.trainer import Trainer
 
 # Run in a process of its own: the number of devices is fixed when TensorFlow starts, and there is one strategy each.
 TRAIN = """
@@ -22,24 +23,26 @@ import keras
 import tensorflow as tf
 from kerasllm.models.encoder_decoder import EncoderDecoder
 from kerasllm.training.objectives import cross_entropy
-from kerasllm.training.settings import OptimizerSettings
-from kerasllm.training.trainer import Trainer, build_optimizer
+from kerasllm.training.optimizer_settings import AdamWSettings
+from kerasllm.training.optimizers import build_optimizer
+from kerasllm.training.trainer import Trainer
 
-num_replicas = int(sys.argv[1])
+num_replicas, micro_batches = int(sys.argv[1]), int(sys.argv[2])
 strategy = build_strategy(num_replicas)
 keras.utils.set_random_seed(1)
 
 def batches():
     rng = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(8):
         ids = rng.integers(3, 20, (6, 9)).astype("int32")
         for row, length in enumerate([9, 8, 9, 2, 3, 2]):  # the second replica has mostly padding
             ids[row, length:] = 0
         yield ids
 
-def parts():
+def elements():
     for ids in batches():
-        yield from np.array_split(ids, num_replicas)
+        for share in np.array_split(ids, num_replicas):
+            yield tuple(np.array_split(share, micro_batches))
 
 def objective(model, ids, training):
     logits = model({"encoder_token_ids": ids, "decoder_token_ids": ids[:, :-1]}, training=training)
@@ -48,35 +51,41 @@ def objective(model, ids, training):
 with strategy.scope():
     model = EncoderDecoder(20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.0)
     trainer = Trainer(model, objective, clip_norm=0.05)
-    optimizer = build_optimizer(OptimizerSettings(epsilon=1e-4), 0.01)
-    optimizer.build(model.trainable_variables)
+    optimizer = build_optimizer(AdamWSettings(epsilon=1e-4), 0.01, model.trainable_variables)
     trainer.compile(optimizer=optimizer)
-signature = tf.TensorSpec([None, None], tf.int32)
+signature = (tf.TensorSpec([None, None], tf.int32),) * micro_batches
 dataset = strategy.distribute_datasets_from_function(
-    lambda context: tf.data.Dataset.from_generator(parts, output_signature=signature)
+    lambda context: tf.data.Dataset.from_generator(elements, output_signature=signature)
 )
 collected = []
 callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: collected.append(dict(logs)))
-trainer.fit(dataset, steps_per_epoch=5, shuffle=False, verbose=0, callbacks=[callback])
+trainer.fit(dataset, steps_per_epoch=8, shuffle=False, verbose=0, callbacks=[callback])
 weights = [variable.numpy().ravel().tolist() for variable in model.trainable_variables]
 print(json.dumps({"weights": weights, "logs": collected}))
 """
 
 
-def trained(num_replicas):
-    command = [sys.executable, "-c", TRAIN, str(num_replicas)]
+def trained(num_replicas, micro_batches):
+    command = [sys.executable, "-c", TRAIN, str(num_replicas), str(micro_batches)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_two_replicas_equal_one_with_unequal_padding():
-    one, two = trained(1), trained(2)
-    for ours, theirs in zip(one["weights"], two["weights"], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
-    for ours, theirs in zip(one["logs"], two["logs"], strict=True):
+@pytest.fixture(scope="module")
+def straight():
+    return trained(1, 1)
+
+
+@pytest.mark.parametrize(("num_replicas", "micro_batches"), [(1, 3), (2, 1), (2, 3)])
+def test_a_step_is_the_same_however_the_batch_is_split(straight, num_replicas, micro_batches):
+    """With unequal padding and clipping; (2, 3) gives every micro-batch one row, some of them hardly a token."""
+    split = trained(num_replicas, micro_batches)
+    ours, theirs = (np.concatenate(each["weights"]) for each in (split, straight))
+    assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+    for ours, theirs in zip(split["logs"], straight["logs"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    assert one["logs"][0]["gradient_norm"] > 0.05, "clipping must have had something to do"
-    assert one["logs"][0]["padding_share"] == pytest.approx(1 - 27 / 48)
+    assert straight["logs"][0]["gradient_norm"] > 0.05, "clipping must have had something to do"
+    assert straight["logs"][0]["padding_share"] == pytest.approx(1 - 27 / 48)
 
 
 class Scale(keras.Model):
@@ -101,7 +110,7 @@ def test_a_step_by_hand():
     trainer = Trainer(model, objective, clip_norm=1.5)
     trainer.compile(optimizer=keras.optimizers.SGD(0.1))
     batch = {"x": tf.constant([[1.0, 2.0], [99.0, 6.0]]), "w": tf.constant([[1.0, 1.0], [0.0, 1.0]])}
-    logs = trainer.train_step(batch)
+    logs = trainer.train_step([batch])
     assert float(logs["loss"]) == pytest.approx(3.0)
     assert float(logs["gradient_norm"]) == pytest.approx(3.0)
     assert float(logs["tokens"]) == 3.0
@@ -118,18 +127,7 @@ def test_a_row_that_occurs_twice_counts_twice_in_the_norm():
 
     trainer = Trainer(table, objective)
     trainer.compile(optimizer=keras.optimizers.SGD(0.1))
-    assert float(trainer.train_step(tf.constant([[1, 1]]))["gradient_norm"]) == pytest.approx(1.0)
-
-
-def test_biases_and_norms_are_not_decayed():
-    layer = keras.layers.Dense(2, bias_initializer="ones")
-    layer.build((None, 2))
-    before = layer.kernel.numpy()
-    optimizer = build_optimizer(OptimizerSettings(weight_decay=0.5), 0.1)
-    optimizer.build(layer.trainable_variables)
-    optimizer.apply([tf.zeros([2, 2]), tf.zeros([2])])
-    np.testing.assert_allclose(layer.bias, [1.0, 1.0])
-    np.testing.assert_allclose(layer.kernel, before * (1 - 0.1 * 0.5), rtol=1e-6)
+    assert float(trainer.train_step([tf.constant([[1, 1]])])["gradient_norm"]) == pytest.approx(1.0)
 
 
 def test_one_batch_can_be_learnt_by_heart():
@@ -146,8 +144,8 @@ def test_one_batch_can_be_learnt_by_heart():
 
     model = EncoderDecoder(10, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=16, dropout=0.0)
     trainer = Trainer(model, objective)
-    trainer.compile(optimizer=build_optimizer(OptimizerSettings(), 0.02))
+    trainer.compile(optimizer=build_optimizer(AdamWSettings(), 0.02, model.trainable_variables))
     step = tf.function(trainer.train_step, autograph=False)
-    losses = [float(step({})["loss"]) for _ in range(60)]
+    losses = [float(step([{}])["loss"]) for _ in range(60)]
     assert losses[0] > 2.0
     assert losses[-1] < 0.01

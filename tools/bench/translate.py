@@ -45,8 +45,9 @@ def measure() -> None:
     from kerasllm.generation.beam import beam_search
     from kerasllm.models.encoder_decoder import EncoderDecoder
     from kerasllm.training.objectives import cross_entropy
-    from kerasllm.training.settings import OptimizerSettings
-    from kerasllm.training.trainer import Trainer, build_optimizer
+    from kerasllm.training.optimizer_settings import AdamWSettings
+    from kerasllm.training.optimizers import build_optimizer
+    from kerasllm.training.trainer import Trainer
 
     keras.utils.set_random_seed(1)
     ids = np.random.default_rng(0).integers(3, VOCABULARY_SIZE, (BATCH_SIZE, 2 * LENGTH + 1)).astype("int32")
@@ -61,8 +62,8 @@ def measure() -> None:
     with strategy.scope():
         model = EncoderDecoder(VOCABULARY_SIZE, 3, 8, 256, 1024, 128, activation="silu", dropout=0.1)
         trainer = Trainer(model, objective)
-        trainer.compile(optimizer=build_optimizer(OptimizerSettings(), 1e-4))
-    dataset = tf.data.Dataset.from_tensors(batch).repeat()
+        trainer.compile(optimizer=build_optimizer(AdamWSettings(), 1e-4, model.trainable_variables))
+    dataset = tf.data.Dataset.from_tensors((batch,)).repeat()
     clock = [time.perf_counter()]
     timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
     trainer.fit(dataset, steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[timer])
