@@ -185,9 +185,9 @@ def draw(path: Path, title: str, outcomes: Sequence[Outcome], target: Target | N
 
     bands = {label: loss_band(group) for label, group in by_setting(outcomes).items()}
     figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.add_subplot(
-        title=title, xlabel="optimizer steps", ylabel="training loss, mean and range over the seeds"
-    )
+    several = any(len(group) > 1 for group in by_setting(outcomes).values())
+    loss = "training loss, mean and range over the seeds" if several else "training loss"
+    axes = figure.add_subplot(title=title, xlabel="optimizer steps", ylabel=loss)
     for index, (label, (least, mean, greatest)) in enumerate(bands.items()):
         steps = np.arange(1, len(mean) + 1)
         style = LINE_STYLES[index // 10 % len(LINE_STYLES)]

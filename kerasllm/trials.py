@@ -79,12 +79,9 @@ def read_over(over: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Key -> how it is shown: its last part, with the one before it where that alone would not tell."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {
-        key: ".".join(key.split(".")[-2:]) if name == "name" or last.count(name) > 1 else name
-        for key, name in zip(keys, last, strict=True)
-    }
+    """Key -> how it is shown: `optimizer` for `training.optimizer.name`, else its last part where that tells enough."""
+    last = [key.removesuffix(".name").rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
 def directory_name(text: str) -> str:

@@ -30,15 +30,15 @@ def plan(tmp_path):
 def test_every_combination_with_every_seed(plan):
     trials = plan("model.dropout=0,0.2", "training.schedule.name=cosine,constant", num_seeds=2)
     assert [trial.name for trial in trials[:3]] == [
-        "dropout=0,schedule.name=cosine,seed=7",
-        "dropout=0,schedule.name=cosine,seed=8",
-        "dropout=0,schedule.name=constant,seed=7",
+        "dropout=0,schedule=cosine,seed=7",
+        "dropout=0,schedule=cosine,seed=8",
+        "dropout=0,schedule=constant,seed=7",
     ]
     found = [(each.recipe.model.dropout, each.recipe.training.schedule.name, each.recipe.seed) for each in trials]
     assert found == [(d, n, s) for d in (0.0, 0.2) for n in ("cosine", "constant") for s in (7, 8)]
     assert len({trial.directory.path for trial in trials}) == 8
     assert [trial.label for trial in trials[::2]] == [
-        f"dropout={d}, schedule.name={n}" for d in (0, 0.2) for n in ("cosine", "constant")
+        f"dropout={d}, schedule={n}" for d in (0, 0.2) for n in ("cosine", "constant")
     ]
 
 
@@ -83,7 +83,7 @@ def test_values_are_read_as_yaml():
 
 def test_short_names_tell_keys_apart():
     keys = ["training.optimizer.name", "model.dropout", "training.seed", "data.seed"]
-    assert list(short_names(keys).values()) == ["optimizer.name", "dropout", "training.seed", "data.seed"]
+    assert list(short_names(keys).values()) == ["optimizer", "dropout", "training.seed", "data.seed"]
 
 
 def test_directory_names_are_plain_and_differ():
