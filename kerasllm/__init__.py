@@ -18,6 +18,7 @@ _PUBLIC = {
     "load_recipe": "kerasllm.recipe",
     "prepare": "kerasllm.stages.prepare",
     "train": "kerasllm.stages.train",
+    "compare": "kerasllm.stages.compare",
     "evaluate": "kerasllm.stages.evaluate",
     "predict": "kerasllm.stages.predict",
     "export": "kerasllm.stages.export",

@@ -189,6 +189,34 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
 
 
 @commands.command()
+@click.argument("recipe")
+@click.option("--over", multiple=True, required=True, metavar="SECTION.KEY=A,B,...", help="Values to be compared.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials for each setting.")
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where all trials are kept.")
+@click.option("--target", metavar="METRIC=NUMBER", help="Also show the steps and seconds until it is reached.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials that run at once.")
+@_common_options
+def compare(recipe: str, as_json: bool, **options: Any) -> None:
+    """Train RECIPE with several settings, and show them side by side.
+
+    All values of all --over options are combined, and each combination is trained with each seed, in a process of its
+    own. Trials that have ended are not run again, so the same command goes on after Ctrl-C, or with more seeds.
+
+    \b
+    kerasllm compare translate/dates_tiny --over model.dropout=0,0.1 --seeds 3 --run-dir runs/dropout
+    kerasllm compare translate/dates_tiny --over training.peak_learning_rate=0.001,0.004 \\
+        --over model.num_layers=1,2 --set training.train_steps=500 --target loss=0.5 --run-dir runs/rates
+    """
+    from kerasllm.stages.compare import compare as compare_stage
+
+    result = compare_stage(recipe, num_seeds=options.pop("seeds"), **options)
+    _report(result, as_json)
+    click.echo(f"next: {shlex.join(['tensorboard', '--logdir', str(result['logs'])])}", err=True)
+    if result["failed"]:
+        raise UserError(f"{len(result['failed'])} of the trials failed; the same command tries them again")
+
+
+@commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @_common_options

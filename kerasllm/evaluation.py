@@ -9,6 +9,9 @@ from kerasllm.data.batching import BatchStream
 from kerasllm.data.store import Examples
 from kerasllm.trained_run import answer_texts
 
+MAX_EXPONENT = 709.0
+"""Of a number that a float can hold."""
+
 
 class LossSum:
     """The loss over a whole split, summed over its tokens, without label smoothing.
@@ -64,8 +67,8 @@ class Evaluator:
             description: what the progress bar says.
 
         Returns:
-            The metrics of the task with `loss` (nats per token) and `perplexity`; and for each record, in the order
-            of the split, `source`, `reference`, `prediction` and `score`.
+            The metrics of the task with `loss` (nats per token) and, for text, `perplexity`; and for each record, in
+            the order of the split, `source`, `reference`, `prediction` and `score`.
         """
         answers = answer_texts(self.task, self.sources, description)
         rows = [
@@ -74,5 +77,7 @@ class Evaluator:
         ]
         loss, tokens = self.loss_sum()
         metrics = self.task.metrics([row["prediction"] for row in rows], self.references)
-        figures = {"loss": loss / tokens, "perplexity": math.exp(loss / tokens), "tokens": int(tokens)}
-        return {**metrics, **figures}, rows
+        loss /= tokens
+        if self.task.needs_tokenizer:  # a run that diverges goes on
+            metrics["perplexity"] = math.exp(loss) if loss < MAX_EXPONENT else math.inf
+        return {**metrics, "loss": loss, "tokens": int(tokens)}, rows

@@ -145,6 +145,21 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     return Document(document.path, data, document.lines, tuple(applied))
 
 
+def parse_values(text: str, name: str) -> list[typing.Any]:
+    """Reads `a, b, c`: the values of a YAML list without its brackets.
+
+    Args:
+        name: what an error begins with, such as the option that holds the text.
+
+    Raises:
+        UserError: it is not YAML, or there is no value.
+    """
+    values = _parse(f"[{text}]", name, {})
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{name}: names no value; write them as a,b,c")
+    return values
+
+
 def build_settings(cls: type[SettingsClass], document: Document) -> SettingsClass:
     """Validates a document as `cls`.
 

@@ -15,6 +15,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+SPEED_ESTIMATE_SECONDS = 24 * 60 * 60
+"""The time left follows from the last units (rich keeps a thousand), even where one takes hours."""
+
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -90,6 +93,7 @@ def progress(description: str, total: int | None = None, unit: str = "") -> Iter
         TextColumn("{task.fields[figures]}", markup=False),
         console=console,
         refresh_per_second=4,
+        speed_estimate_period=SPEED_ESTIMATE_SECONDS,
         transient=True,
         disable=not console.is_terminal,
     )

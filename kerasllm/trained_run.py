@@ -31,6 +31,18 @@ class TrainedRun:
     """What was saved beside the weights: which ones were chosen, and how good they are."""
 
 
+def build_task(recipe: Recipe, tokenizer_directory: Path) -> Any:
+    """The task of a recipe, with its tokenizer if it needs one.
+
+    Raises:
+        UserError: the tokenizer cannot be read, or the recipe does not fit the task.
+    """
+    from kerasllm.data.tokenizers import load_tokenizer
+
+    needs_tokenizer = recipe.task_class.needs_tokenizer
+    return recipe.task_class(recipe, load_tokenizer(tokenizer_directory) if needs_tokenizer else None)
+
+
 def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     """Build the task and the model of a run, with the weights that its training chose.
 
@@ -41,14 +53,13 @@ def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     Raises:
         UserError: no run there, an override that is wrong, no tokenizer or checkpoint that can be read.
     """
-    from kerasllm.data.tokenizers import load_tokenizer
     from kerasllm.training.checkpoints import load_weights
 
     directory = RunDirectory(run_dir)
     if not directory.exists():
         raise UserError(f"{run_dir}: holds no run; make one with `kerasllm train RECIPE --run-dir {run_dir}`")
     recipe = load_recipe(directory.recipe_path, overrides)
-    task = recipe.task_class(recipe, load_tokenizer(directory.tokenizer_path))
+    task = build_task(recipe, directory.tokenizer_path)
     model = task.build_model()
     progress = load_weights(model, directory)
     return TrainedRun(directory, recipe, task, model, progress)

@@ -23,6 +23,8 @@ LEVELS = {
     "tuning": 2,
     "tasks": 3,
     "recipe": 4,
+    "comparison": 4,
+    "trials": 4,
     "evaluation": 4,
     "trained_run": 4,
     "serving": 4,

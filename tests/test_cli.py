@@ -21,12 +21,13 @@ training: {train_steps: 2}
 @pytest.fixture
 def stages(monkeypatch):
     """Stand-ins for the stages: `outcomes` says what each returns or raises, `calls` what it was given."""
-    outcomes = {"prepare": {}, "train": {}, "evaluate": {}, "predict": [], "export": {}}
+    compared = {"logs": "runs/c/trials", "failed": {}}
+    outcomes = {"prepare": {}, "train": {}, "compare": compared, "evaluate": {}, "predict": [], "export": {}}
     calls = []
 
     def stand_in(name):
-        def stage(*arguments):
-            calls.append((name, arguments))
+        def stage(*arguments, **options):
+            calls.append((name, (*arguments, options) if options else arguments))
             if isinstance(outcomes[name], BaseException):
                 raise outcomes[name]
             return outcomes[name]
@@ -86,7 +87,7 @@ assert not {"tensorflow", "keras"} & set(sys.modules)
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("recipes",), ("prepare",), ("train",), ("evaluate",), ("predict",), ("export",)]
+    "command", [(), ("recipes",), ("prepare",), ("train",), ("compare",), ("evaluate",), ("predict",), ("export",)]
 )
 def test_every_command_has_help_with_an_example(run, command):
     code, out, err = run(*command, "--help")
@@ -96,7 +97,7 @@ def test_every_command_has_help_with_an_example(run, command):
 
 def test_commands_are_listed_in_the_order_of_use(run):
     _, out, _ = run()
-    names = ["recipes", "prepare", "train", "evaluate", "predict", "export"]
+    names = ["recipes", "prepare", "train", "compare", "evaluate", "predict", "export"]
     assert [line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:]] == names
 
 
@@ -189,6 +190,28 @@ def test_each_command_passes_its_arguments_and_names_the_next(run, stages, tmp_p
         ("predict", "runs/x", "('a', 'b c')", "()"),
         ("export", "runs/x", "saved_models/x", "()"),
     ]
+
+
+def test_compare_passes_its_options_and_names_the_failed_trials(run, stages):
+    words = ("compare", "r.yaml", "--over", "seed=1,2", "--over", "model.dropout=0,0.1", "--run-dir", "runs/c")
+    code, out, err = run(*words, "--seeds", "3", "--target", "loss=0.5", "--jobs", "2", "--set", "seed=5")
+    assert (code, out, err) == (0, "", "next: tensorboard --logdir runs/c/trials\n")
+    ((_, (recipe, options)),) = stages.calls
+    assert recipe == "r.yaml"
+    assert {key: str(value) for key, value in options.items()} == {
+        "over": "('seed=1,2', 'model.dropout=0,0.1')",
+        "num_seeds": "3",
+        "run_dir": "runs/c",
+        "target": "loss=0.5",
+        "jobs": "2",
+        "overrides": "('seed=5',)",
+        "data_dir": "None",
+    }
+    stages.outcomes["compare"]["failed"]["a"] = "no such file"
+    code, out, err = run(*words, "--json")
+    assert code == 2
+    assert json.loads(out)["failed"] == {"a": "no such file"}
+    assert err.splitlines()[-1] == "error: 1 of the trials failed; the same command tries them again"
 
 
 def test_the_data_directory_comes_from_the_environment(run, stages, tmp_path, monkeypatch):

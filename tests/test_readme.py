@@ -69,7 +69,7 @@ def test_every_command_can_be_typed(page, monkeypatch):
     for words in command_lines(page):
         if words[0] == "kerasllm":
             parse(words)
-            if words[1] in ("prepare", "train"):
+            if words[1] in ("prepare", "train", "compare"):
                 find_recipe(words[2])
         for word in words:
             if word.startswith(("tools/", "recipes/", "kerasllm/")):
@@ -106,7 +106,7 @@ def test_the_commands_on_dates_run(tmp_path, run_python):
         if not any("dates" in word for word in words) or words[0] not in ("kerasllm", "python"):
             continue
         if words[0] == "kerasllm":
-            arguments = ["-m", *words, *(tiny if words[1] in ("prepare", "train") else [])]
+            arguments = ["-m", *words, *(tiny if words[1] in ("prepare", "train", "compare") else [])]
         else:
             arguments = words[1:]
         done = run_python(*arguments, cwd=tmp_path)

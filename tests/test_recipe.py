@@ -70,7 +70,7 @@ def test_differing_keys(load):
             "task: transalte",
             r"r\.yaml:6: task: unknown task 'transalte'; did you mean 'translate'\?",
         ),
-        ("task: translate\n", "", r"r\.yaml: task: is missing; use one of translate"),
+        ("task: translate\n", "", r"r\.yaml: task: is missing; use one of .*translate"),
         ("seed: 3", "seed: -1", r"r\.yaml:7: seed: must be at least 0, found -1"),
         ("num_layers", "num_layer", r"r\.yaml:10: model\.num_layer: unknown key; did you mean 'num_layers'\?"),
         ("num_heads: 4", "num_heads: 5", r"r\.yaml:10: model: num_heads 5 does not divide hidden_dim 32"),

@@ -10,6 +10,8 @@ import pytest
 from kerasllm.recipe import list_recipes, load_recipe
 
 FILES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.*"))
+LABS = {"gradient_descent"}
+"""Folders that are named by what is shown; all others by the task."""
 SIZES = {"tiny", "small", "base", "large"}
 HEADER = ("command", "hardware", "minutes", "measured")
 
@@ -58,7 +60,7 @@ def test_all_files_are_listed():
 def test_it_loads_strictly_under_its_name(file):
     recipe = load_recipe(file)
     assert recipe.name == f"{file.parent.name}/{file.stem}"
-    assert recipe.task == file.parent.name
+    assert recipe.task == file.parent.name or file.parent.name in LABS
     assert re.fullmatch(r"[a-z0-9_]+_([a-z]+)", file.stem)[1] in SIZES
 
 

@@ -34,6 +34,12 @@ def _split_by_budget(longest: np.ndarray, tokens_per_batch: int) -> list[slice]:
     return runs
 
 
+def plan_examples(num_examples: int, *, global_batch_size: int, seed: int = 0, epoch: int = 0) -> list[np.ndarray]:
+    """Put every example into exactly one batch, with others that (seed, epoch) choose; the last may be smaller."""
+    order = np.argsort(_random_keys(num_examples, seed, epoch), kind="stable")
+    return [order[start : start + global_batch_size] for start in range(0, num_examples, global_batch_size)]
+
+
 def plan_batches(
     lengths: np.ndarray, *, tokens_per_batch: int, seed: int = 0, epoch: int = 0, shuffle: bool = True
 ) -> list[np.ndarray]:
@@ -154,7 +160,11 @@ class BatchStream:
 
         @lru_cache(maxsize=2)
         def batches(epoch: int) -> list[np.ndarray]:
-            plan = plan_batches(lengths, tokens_per_batch=settings.tokens_per_batch, seed=seed, epoch=epoch)
+            if settings.global_batch_size is not None:
+                size = settings.global_batch_size
+                plan = plan_examples(len(kept), global_batch_size=size, seed=seed, epoch=epoch)
+            else:
+                plan = plan_batches(lengths, tokens_per_batch=settings.tokens_per_batch, seed=seed, epoch=epoch)
             return [kept[rows] for rows in plan]
 
         self._batches = batches

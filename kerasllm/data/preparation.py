@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasllm.data.cleaning import Cleaner, CleaningReport, format_report
 from kerasllm.data.settings import (
+    BUILT_IN_FIELDS,
     BuiltInSettings,
     CleaningSettings,
     DataSettings,
@@ -37,13 +38,13 @@ class Recipe(Protocol):
 
     task: str
     task_class: Any
-    """Its `fields` are what a record must have."""
+    """Its `fields` are what a record must have; `needs_tokenizer` says whether they are text."""
     data: DataSettings
     cleaning: CleaningSettings
     tokenizer: TokenizerSettings
 
 
-Encode = Callable[["Tokenizer", dict[str, Any]], dict[str, Any]]
+Encode = Callable[["Tokenizer | None", dict[str, Any]], dict[str, Any]]
 
 
 def cache_directory() -> Path:
@@ -67,6 +68,9 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
 def check_fields(data: DataSettings, fields: Sequence[str]) -> None:
     """Raise `UserError` unless the recipe says where exactly the fields of the task come from."""
     if isinstance(data, BuiltInSettings):
+        if BUILT_IN_FIELDS[data.name] != tuple(fields):
+            known = ", ".join(BUILT_IN_FIELDS[data.name])
+            raise UserError(f"data.name: {data.name} has {known}, but the task needs {', '.join(fields)}")
         return
     section, found = ("train", data.train) if isinstance(data, ParallelTextSettings) else ("columns", data.columns)
     for field in found:
@@ -127,7 +131,7 @@ def _train_tokenizer(
 
 
 def _write_features(
-    directory: Path, split: str, fields: Sequence[str], encode: Encode, tokenizer: "Tokenizer"
+    directory: Path, split: str, fields: Sequence[str], encode: Encode, tokenizer: "Tokenizer | None"
 ) -> list[str]:
     """Tokenize the stored texts of a split and store the features; returns their names."""
     import tensorflow as tf
@@ -150,14 +154,16 @@ def _write_prepared(directory: Path, recipe: Recipe, encode: Encode, data_dir: P
     data, fields = recipe.data, recipe.task_class.fields
     report = _write_texts(directory, data, recipe.cleaning, fields, data_dir)
     load_tensorflow()
-    tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, fields)
+    tokenizer = None
+    if recipe.task_class.needs_tokenizer:
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, fields)
     for split in data.splits:
         features = _write_features(directory, split, fields, encode, tokenizer)
     manifest = {
         "splits": {split: report[split].kept for split in data.splits},
         "fields": list(fields),
         "features": features,
-        "vocabulary_size": tokenizer.vocabulary_size,
+        "vocabulary_size": tokenizer and tokenizer.vocabulary_size,
         "cleaning": {split: report.as_dict()[split] for split in data.splits},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -170,7 +176,8 @@ def prepare_data(recipe: Recipe, encode: Encode, data_dir: Path | str | None = N
     ids. Everything is streamed: memory does not grow with the corpus.
 
     Args:
-        encode: of the recipe's task; `encode(tokenizer, field -> string [B])` gives feature -> int32 ragged [B, None].
+        encode: of the recipe's task; `encode(tokenizer, field -> string [B])` gives feature -> int32 ragged [B, None];
+            the tokenizer is None for a task that needs none.
         data_dir: what file names are relative to; the working directory if None.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a recipe can say in its sections `data`, `cleaning`, `tokenizer` and `batching`. Loads no TensorFlow."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -81,7 +81,7 @@ class BuiltInSettings(SplitSettings):
     """A set that is generated on this machine, the same for the same seed."""
 
     source: Literal["built_in"]
-    name: Literal["dates"]
+    name: Literal["dates", "digits", "slopes"]
     train: int = Field(ge=1)
     """Number of records."""
     validation: int | None = Field(default=None, ge=1)
@@ -89,6 +89,9 @@ class BuiltInSettings(SplitSettings):
     seed: int = Field(default=0, ge=0)
     """Apart from the seed of the training, so that runs with several seeds are tested on the same records."""
 
+
+BUILT_IN_FIELDS = {"dates": ("source", "target"), "digits": ("image", "label"), "slopes": ("slope_x", "slope_y")}
+"""Built-in set -> the fields of its records."""
 
 DataSettings = Annotated[
     ParallelTextSettings | TableSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
@@ -142,15 +145,28 @@ class TokenizerSettings(Settings):
 
 
 class BatchingSettings(Settings):
-    """How examples are put together into batches."""
+    """How examples are put together into batches: by a budget of tokens, or so many of them whatever their length."""
 
-    tokens_per_batch: int = Field(default=4096, ge=1)
-    """Positions of the global batch, padding included: examples times the longest sequence of any feature."""
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Positions of the global batch, padding included: examples times the longest sequence of any feature; 4096 where
+    `global_batch_size` is not given either."""
+    global_batch_size: int | None = Field(default=None, ge=1)
+    """Examples of the global batch, drawn at random; the last batch of an epoch takes what is left."""
     max_sequence_length: int = Field(default=256, ge=2)
     """In tokens, special tokens included; longer examples are left out of training and counted."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        given = [key for key in ("tokens_per_batch", "global_batch_size") if values.get(key) is not None]
+        return values if given else {**values, "tokens_per_batch": 4096}
+
     @model_validator(mode="after")
     def _check_budget(self) -> "BatchingSettings":
+        if self.tokens_per_batch is None:
+            return self
+        if self.global_batch_size is not None:
+            raise ValueError("give either tokens_per_batch or global_batch_size")
         if self.max_sequence_length > self.tokens_per_batch:
             raise ValueError(
                 f"max_sequence_length {self.max_sequence_length} exceeds tokens_per_batch {self.tokens_per_batch}"

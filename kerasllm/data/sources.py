@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import importlib.metadata
 import json
 import math
 import os
@@ -13,10 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import babel
 import numpy as np
 
-from kerasllm.data.dates import generate_dates
 from kerasllm.data.settings import (
     BuiltInSettings,
     DataSettings,
@@ -27,6 +26,9 @@ from kerasllm.data.settings import (
 )
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import sha256_of_file
+
+BUILT_IN_LIBRARIES = {"dates": ["babel"], "digits": ["scikit-learn"], "slopes": []}
+"""Built-in set, which is also its file here -> the libraries that it depends on."""
 
 Record = dict[str, str]
 Row = tuple[int, Mapping[str, Any]]
@@ -227,6 +229,17 @@ def _tfds_fingerprint(data: TfdsSettings, data_dir: Path | None) -> dict[str, st
     return {str(path.relative_to(root)): sha256_of_file(path) for path in sorted(folder.glob("**/dataset_info.json"))}
 
 
+def _generate(data: BuiltInSettings, split: str) -> Iterator[Record]:
+    """The records of a built-in set."""
+    if data.name == "digits":
+        from kerasllm.data.digits import generate_digits as generate  # scikit-learn takes a second to load
+    elif data.name == "slopes":
+        from kerasllm.data.slopes import generate_slopes as generate
+    else:
+        from kerasllm.data.dates import generate_dates as generate
+    yield from generate(split, getattr(data, split), data.seed)
+
+
 def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[str, Path]:
     """The local files of a split, by field for parallel texts; {} where there are none.
 
@@ -243,7 +256,8 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
 def source_fingerprint(data: DataSettings, data_dir: Path | None) -> dict[str, str]:
     """What the records depend on besides the settings: the contents of the files, or the version of their writer."""
     if isinstance(data, BuiltInSettings):
-        return {"babel": babel.__version__, "dates": sha256_of_file(Path(__file__).with_name("dates.py"))}
+        versions = {library: importlib.metadata.version(library) for library in BUILT_IN_LIBRARIES[data.name]}
+        return {**versions, data.name: sha256_of_file(Path(__file__).with_name(f"{data.name}.py"))}
     if isinstance(data, TfdsSettings):
         return _tfds_fingerprint(data, data_dir)
     try:
@@ -268,7 +282,7 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
             column that the recipe names, or without any record; or TFDS cannot give the dataset.
     """
     if isinstance(data, BuiltInSettings):
-        yield from generate_dates(split, getattr(data, split), data.seed)
+        yield from _generate(data, split)
         return
     paths = source_files(data, split, data_dir)
     if isinstance(data, ParallelTextSettings):

@@ -208,8 +208,8 @@ class Prepared:
         return self.manifest["splits"]
 
     @property
-    def vocabulary_size(self) -> int:
-        """Number of token ids of the tokenizer."""
+    def vocabulary_size(self) -> int | None:
+        """Number of token ids of the tokenizer, None for a task without text."""
         return self.manifest["vocabulary_size"]
 
     @property

@@ -7,6 +7,30 @@ from pydantic import Field, model_validator
 from kerasllm.settings import Settings
 
 
+class MultilayerPerceptronSettings(Settings):
+    """The numbers of `models/multilayer_perceptron.py`; those of the inputs are of scikit-learn's digits."""
+
+    num_inputs: int = Field(default=64, ge=1)
+    """Numbers in a row, such as the pixels of an image."""
+    num_classes: int = Field(default=10, ge=2)
+    greatest_input: float = Field(default=16.0, gt=0)
+    """The number that stands for 1."""
+    num_layers: int = Field(default=1, ge=0)
+    """Hidden layers; without one it is softmax regression."""
+    hidden_dim: int = Field(default=64, ge=1)
+    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """After each hidden layer."""
+
+
+class SurfaceSettings(Settings):
+    """The numbers of `models/surface.py`."""
+
+    landscape: Literal["valley", "rosenbrock", "beale", "saddle"] = "valley"
+    noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the gradient of one example."""
+
+
 class EncoderDecoderSettings(Settings):
     """The numbers of `models/encoder_decoder.py`. The vocabulary size is not one of them: the tokenizer has it.
 

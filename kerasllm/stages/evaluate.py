@@ -58,7 +58,8 @@ def evaluate(
     """
     run = load_run(run_dir, overrides)
     prepared = prepare_data(run.recipe, run.task.encode, data_dir)
-    check_tokenizer(run.directory, prepared)
+    if run.task.needs_tokenizer:
+        check_tokenizer(run.directory, prepared)
     examples = prepared.examples(split)
     evaluator = Evaluator(run.task, run.model, examples, BatchStream(examples, run.recipe.batching, run.recipe.seed))
     started = time.monotonic()

@@ -80,11 +80,10 @@ def build_endpoints(task: Any) -> dict[str, tf.types.experimental.ConcreteFuncti
         token_ids = task.tokenizer.tokenize(text)
         return {"token_ids": token_ids.to_tensor(), "lengths": tf.cast(token_ids.row_lengths(), tf.int32)}
 
-    signature = [tf.TensorSpec([None], tf.string, name="text")]
-    functions = {
-        saved_model.ENDPOINT: answer_function(task),
-        "tokenize": tf.function(tokenize, input_signature=signature, autograph=False),
-    }
+    functions = {saved_model.ENDPOINT: answer_function(task)}
+    if task.needs_tokenizer:
+        signature = [tf.TensorSpec([None], tf.string, name="text")]
+        functions["tokenize"] = tf.function(tokenize, input_signature=signature, autograph=False)
     return {name: function.get_concrete_function() for name, function in functions.items()}
 
 
@@ -97,7 +96,8 @@ def write_saved_model(task: Any, endpoints: dict[str, Any], directory: Path) -> 
     import tensorflow as tf
 
     module = tf.Module()
-    module.tokenizer = task.tokenizer
+    if task.needs_tokenizer:
+        module.tokenizer = task.tokenizer
     module.weights = list({id(v): v for endpoint in endpoints.values() for v in endpoint.variables}.values())
     tf.saved_model.save(module, str(directory), signatures=endpoints)
 

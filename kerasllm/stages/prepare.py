@@ -27,7 +27,8 @@ def prepare(recipe: Recipe, data_dir: Path | str | None = None) -> dict[str, Any
     say(format_report(prepared.report))
     seconds = time.monotonic() - started
     place = "found in" if prepared.from_cache else "written to"
-    say(f"prepare: vocabulary of {prepared.vocabulary_size:,}, {place} {prepared.directory} in {seconds:.1f} s")
+    vocabulary = f"vocabulary of {prepared.vocabulary_size:,}, " if prepared.vocabulary_size else ""
+    say(f"prepare: {vocabulary}{place} {prepared.directory} in {seconds:.1f} s")
     return {
         "directory": str(prepared.directory),
         "vocabulary_size": prepared.vocabulary_size,

@@ -19,14 +19,14 @@ import kerasllm
 from kerasllm.data.batching import Accumulation, BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
-from kerasllm.data.tokenizers import load_tokenizer
 from kerasllm.environment import build_strategy, seed_everything
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.evaluation import Evaluator
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
-from kerasllm.training.callbacks import LOWER_IS_BETTER, Evaluation, Saving, StepLog, score_of
+from kerasllm.trained_run import build_task
+from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
 from kerasllm.training.objectives import build_objective
 from kerasllm.training.optimizers import build_optimizer
@@ -99,7 +99,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     if recipe.data.validation is None:
         raise UserError(f"{recipe.path}: data.validation: is missing; name what the weights are chosen by")
-    known, chosen = (*LOWER_IS_BETTER, *recipe.task_class.metric_names), recipe.training.best_metric
+    known, chosen = recipe.metric_names, recipe.training.best_metric
     if chosen not in known:
         raise UserError(f"{recipe.path}: training.best_metric: no metric '{chosen}'; {did_you_mean(chosen, known)}")
 
@@ -126,7 +126,8 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
         directory.create()
         versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
         write_manifest(directory, versions=versions, prepared=prepared.directory.name)
-        shutil.copytree(prepared.tokenizer_directory, directory.tokenizer_path, dirs_exist_ok=True)
+        if recipe.task_class.needs_tokenizer:
+            shutil.copytree(prepared.tokenizer_directory, directory.tokenizer_path, dirs_exist_ok=True)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
     elif read_manifest(directory).get("prepared") != prepared.directory.name:
         raise UserError(f"{directory.path}: its data has changed since it was begun; train in another --run-dir")
@@ -153,7 +154,7 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
     places = [recipe.place("ticks", index) for index in range(len(recipe.ticks))]
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
-        task = recipe.task_class(recipe, load_tokenizer(prepared.tokenizer_directory))
+        task = build_task(recipe, prepared.tokenizer_directory)
         model = task.build_model()
         timeline = Timeline(model, ticks)
         schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)
@@ -245,7 +246,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
     rows = [
         ("recipe", run.recipe.name),
         ("parameters", f"{parameters:,}"),
-        ("vocabulary", f"{run.task.tokenizer.vocabulary_size:,}"),
+        ("vocabulary", f"{prepared.vocabulary_size:,}" if prepared.vocabulary_size else "none"),
         ("examples", f"{len(examples):,}, {run.stream.num_too_long:,} of them too long and left out"),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
         ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
@@ -280,7 +281,8 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         saving = Saving(run.checkpoints, evaluation, lambda: {"ticks": ticking.state}, every, before)
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
-            callbacks = [StepLog(bar, writer), evaluation, ticking, saving]
+            step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
+            callbacks = [step_log, evaluation, ticking, saving]
             run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
     if saving.interrupted_by:
         step = int(run.trainer.optimizer.iterations.numpy())

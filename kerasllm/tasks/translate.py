@@ -32,6 +32,7 @@ class Translate:
 
     fields = ("source", "target")
     metric_names = ("bleu", "chrf", "exact_match")
+    needs_tokenizer = True
     sections = {"model": EncoderDecoderSettings, "generation": GenerationSettings}
 
     def __init__(self, recipe: Any, tokenizer: Any):

@@ -15,9 +15,7 @@ import tensorflow as tf
 from kerasllm.run_directory import RunDirectory
 from kerasllm.terminal import ProgressLine, say
 from kerasllm.training.checkpoints import Checkpoints, read_variables
-from kerasllm.training.settings import StepPlan, TrainingSettings
-
-LOWER_IS_BETTER = ("loss", "perplexity")
+from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettings
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -59,11 +57,17 @@ class StepLog(StepCallback):
     Args:
         bar: of all steps of the run.
         writer: TensorBoard's.
+        more_figures: gives, after a step, what the task adds to the figures of every step.
     """
 
-    def __init__(self, bar: ProgressLine, writer: tf.summary.SummaryWriter):
+    def __init__(
+        self,
+        bar: ProgressLine,
+        writer: tf.summary.SummaryWriter,
+        more_figures: Callable[[], dict[str, float]] = dict,
+    ):
         super().__init__()
-        self.bar, self.writer, self.speed = bar, writer, Speed()
+        self.bar, self.writer, self.more_figures, self.speed = bar, writer, more_figures, Speed()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self.speed.begin()
@@ -76,6 +80,8 @@ class StepLog(StepCallback):
             for name in ("loss", "learning_rate", "gradient_norm", "padding_share"):
                 tf.summary.scalar(f"train/{name}", logs[name])
             tf.summary.scalar("train/tokens_per_second", tokens_per_second)
+            for name, value in self.more_figures().items():
+                tf.summary.scalar(f"train/{name}", value)
 
 
 class Evaluation(StepCallback):

@@ -14,6 +14,9 @@ from kerasllm.training.objective_settings import ObjectiveSettings, SupervisedSe
 from kerasllm.training.optimizer_settings import AdamWSettings, OptimizerSettings
 from kerasllm.training.schedule_settings import InverseSquareRootSettings, ScheduleSettings
 
+LOWER_IS_BETTER = ("loss", "perplexity", "distance")
+"""Metrics that are better when lower; all others are better when higher."""
+
 
 class TrainingSettings(Settings):
     """How the model is trained."""
@@ -54,7 +57,7 @@ class TrainingSettings(Settings):
     keep_checkpoints: int = Field(default=2, ge=2)
     """The last ones, beside those of the best evaluations; two, so that one is left if the other is damaged."""
     best_metric: str = "loss"
-    """Metric of the validation split that chooses the weights; `loss` and `perplexity` are better when lower."""
+    """Metric of the validation split that chooses the weights, see `LOWER_IS_BETTER`."""
     stop_after_evaluations_without_gain: int | None = Field(default=None, ge=1)
     """Evaluations in a row without a better `best_metric`; null never stops early."""
     average_checkpoints: int = Field(default=1, ge=1)

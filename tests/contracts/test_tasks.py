@@ -32,6 +32,7 @@ def test_the_parts_of_the_contract(task_class):
     assert task_class.fields
     assert all(isinstance(field, str) for field in task_class.fields)
     assert task_class.metric_names
+    assert isinstance(task_class.needs_tokenizer, bool)
     for section, settings in task_class.sections.items():
         assert section.isidentifier()
         assert issubclass(settings, Settings)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kerasllm.data.batching import Accumulation, BatchStream, pad_batch, plan_batches
+from kerasllm.data.batching import Accumulation, BatchStream, pad_batch, plan_batches, plan_examples
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.errors import UserError
 
@@ -72,6 +72,26 @@ def test_corners():
     assert len(plan_batches(np.zeros((20, 1), int), tokens_per_batch=8)) == 3  # an empty example counts as one token
     with pytest.raises(ValueError, match="sequence of 9 tokens exceeds tokens_per_batch 8"):
         plan_batches(np.array([[9, 1]]), tokens_per_batch=8)
+
+
+def test_batches_of_so_many_examples():
+    batches = plan_examples(10, global_batch_size=4, seed=3, epoch=1)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(np.concatenate(batches)) == list(range(10))
+    assert np.concatenate(batches).tolist() != list(range(10))
+    again = plan_examples(10, global_batch_size=4, seed=3, epoch=1)
+    assert [batch.tolist() for batch in again] == [batch.tolist() for batch in batches]
+    one_by_one = plan_examples(10, global_batch_size=1, seed=3, epoch=1)
+    np.testing.assert_array_equal(np.concatenate(one_by_one), np.concatenate(batches))
+    for other in ({"seed": 4, "epoch": 1}, {"seed": 3, "epoch": 2}):
+        assert np.concatenate(plan_examples(10, global_batch_size=4, **other)).tolist() != [*np.concatenate(batches)]
+
+
+def test_a_stream_of_so_many_examples_leaves_out_the_long_ones(make_examples):
+    lengths = [[2, 7], [3, 6], [9, 1], [1, 1], [5, 5]]
+    stream = BatchStream(make_examples(lengths), BatchingSettings(global_batch_size=2, max_sequence_length=6), seed=0)
+    assert [len(rows) for rows in stream.batches(0)] == [2, 1]
+    assert sorted(np.concatenate(stream.batches(0))) == [1, 3, 4]
 
 
 def test_pad_batch(make_examples):

@@ -47,7 +47,8 @@ def recipe(**sections):
     sections.setdefault("data", DATA)
     sections.setdefault("cleaning", CleaningSettings())
     sections.setdefault("tokenizer", TokenizerSettings(kind="words"))
-    return SimpleNamespace(task="translate", task_class=SimpleNamespace(fields=FIELDS, encode=encode), **sections)
+    task_class = SimpleNamespace(fields=FIELDS, encode=encode, needs_tokenizer=True)
+    return SimpleNamespace(task="translate", task_class=task_class, **sections)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ from types import SimpleNamespace
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.settings import CleaningSettings, ParallelTextSettings, TokenizerSettings
 recipe = SimpleNamespace(
-    task="translate", task_class=SimpleNamespace(fields={FIELDS!r}), cleaning=CleaningSettings(),
+    task="translate", task_class=SimpleNamespace(fields={FIELDS!r}, needs_tokenizer=True), cleaning=CleaningSettings(),
     tokenizer=TokenizerSettings(kind="words"), data=ParallelTextSettings(**{DATA.model_dump()!r}),
 )
 prepared = prepare_data(recipe, None, {str(folder)!r})
@@ -223,3 +224,26 @@ def test_dates_from_the_recipe_to_batches(folder):
 def test_the_recipe_must_name_the_fields_of_the_task(data, message):
     with pytest.raises(UserError, match=message):
         check_fields(data, FIELDS)
+
+
+def test_a_task_without_text_has_no_tokenizer(folder):
+    """The numbers of the digits go to the store as they are, and come back."""
+    from kerasllm.data.digits import generate_digits
+    from kerasllm.tasks.classify_image import ClassifyImage
+
+    data = BuiltInSettings(source="built_in", name="digits", train=12, test=5)
+    images = recipe(data=data, cleaning=CleaningSettings(max_length_ratio=None))
+    images.task, images.task_class = "classify_image", ClassifyImage
+    prepared = prepare_data(images, ClassifyImage.encode)
+    assert not prepared.tokenizer_directory.exists()
+    assert prepared.vocabulary_size is None
+    features = prepared.examples("test").features
+    for row, record in enumerate(generate_digits("test", 5, seed=0)):
+        assert features["image"][row].tolist() == [int(pixel) for pixel in record["image"].split()]
+        assert features["labels"][row].tolist() == [int(record["label"]) + 1]
+
+
+def test_a_built_in_set_of_another_task_is_refused():
+    digits = BuiltInSettings(source="built_in", name="digits", train=9)
+    with pytest.raises(UserError, match=r"data.name: digits has image, label, but the task needs source, target"):
+        check_fields(digits, FIELDS)

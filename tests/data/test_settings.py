@@ -47,7 +47,7 @@ def test_every_source(build, section, splits):
         ("data: {source: tabel}", "data.source: unknown value \"tabel\"; .*'table'"),
         ("data: {source: built_in, name: dates}", "data.train: is missing"),
         ("data: {source: built_in, name: dates, train: 0}", "data.train: must be at least 1"),
-        ("data: {source: built_in, name: times, train: 9}", "data.name: must be 'dates'"),
+        ("data: {source: built_in, name: times, train: 9}", "data.name: must be 'dates'.* or 'slopes'"),
         (TABLE % "test: b.xlsx", r"data.test: 'b.xlsx' has no known extension; use \.csv, .*parquet"),
         (TABLE % "test: b.parquet.gz", "data.test: 'b.parquet.gz' has no known extension"),
         (
@@ -58,11 +58,19 @@ def test_every_source(build, section, splits):
         (f"{DATES}cleaning: {{max_length_ratio: 0.5}}", "cleaning.max_length_ratio: must be at least 1"),
         (f"{DATES}tokenizer: {{kind: words, model: bpe}}", "'model' is for kind: subwords only"),
         (f"{DATES}batching: {{tokens_per_batch: 8, max_sequence_length: 9}}", "length 9 exceeds tokens_per_batch 8"),
+        (f"{DATES}batching: {{tokens_per_batch: 512, global_batch_size: 8}}", "give either tokens_per_batch or global"),
     ],
 )
 def test_a_mistake_is_named(build, text, message):
     with pytest.raises(UserError, match=rf"recipe\.yaml:\d+: .*{message}"):
         build(text)
+
+
+def test_a_batch_is_so_many_tokens_or_so_many_examples():
+    sizes = [BatchingSettings(), BatchingSettings(tokens_per_batch=512), BatchingSettings(global_batch_size=1)]
+    assert [(each.tokens_per_batch, each.global_batch_size) for each in sizes] == [(4096, None), (512, None), (None, 1)]
+    for each in sizes:  # as the recipe of a run has it, with all keys
+        assert BatchingSettings(**each.model_dump()) == each
 
 
 def test_table_kind():

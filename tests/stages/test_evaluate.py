@@ -23,6 +23,7 @@ class ShoutTask:
     """Answers in capitals; the loss at each label is a tenth of its id, in nats."""
 
     fields = ("source", "target")
+    needs_tokenizer = True
 
     @staticmethod
     def encode(tokenizer, texts):

@@ -1,0 +1,56 @@
+"""Layer after layer of weighted sums: softmax regression without a hidden layer, a small network with some."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from kerasllm.layers.dropout import Dropout
+
+
+class MultilayerPerceptron(keras.Model):
+    r"""Classifies images, or any rows of numbers.
+
+    $$h_0 = x / g, \quad h_i = f(W_i h_{i-1} + b_i), \quad z = W h_n + b$$
+
+    With `num_layers` 0 it is softmax regression, a linear model, whose loss is convex. The weights begin with the
+    variance 2 / fan-in of He et al. (2015), the output layer with zeros, so that at first all classes are as likely.
+
+    Args:
+        num_inputs: P, numbers in a row, such as the pixels of an image.
+        num_classes: C.
+        greatest_input: g, the number that stands for 1.
+        num_layers: n, hidden layers.
+        hidden_dim: D, width of each.
+        activation: f.
+        dropout: share of the values of each hidden layer that is set to 0 in training.
+
+    Reference: [Rumelhart et al., 1986](https://doi.org/10.1038/323533a0).
+    """
+
+    def __init__(
+        self,
+        num_inputs: int = 64,
+        num_classes: int = 10,
+        greatest_input: float = 16.0,
+        num_layers: int = 1,
+        hidden_dim: int = 64,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.greatest_input = greatest_input
+        self.hidden = [
+            keras.layers.Dense(hidden_dim, activation, kernel_initializer="he_normal", name=f"hidden_{index}")
+            for index in range(num_layers)
+        ]
+        self.dropouts = [Dropout(dropout, name=f"dropout_{index}") for index in range(num_layers)]
+        self.output_layer = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="output")
+        self(tf.zeros([1, num_inputs]))
+
+    def call(self, image, training: bool = False):
+        """Logits [B, C] of rows of numbers [B, P]."""
+        values = tf.cast(image, self.compute_dtype) / self.greatest_input
+        for layer, dropout in zip(self.hidden, self.dropouts, strict=True):
+            values = dropout(layer(values), training=training)  # [B, D]
+        return self.output_layer(values)

@@ -1,0 +1,132 @@
+"""The trials of a comparison: every combination of the values of some keys, with several seeds. Loads no TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kerasllm.errors import UserError
+from kerasllm.recipe import Recipe, load_recipe
+from kerasllm.run_directory import RunDirectory
+from kerasllm.settings import parse_values
+
+NAME_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting and a seed.
+
+    Attributes:
+        label: the setting in words, the same for all its seeds.
+        values: swept key -> its value.
+        directory: the run.
+        recipe: with the values and the seed put in.
+        overrides: the `--set` options that make it of the recipe that is compared.
+    """
+
+    name: str
+    label: str
+    values: dict[str, Any]
+    seed: int
+    directory: RunDirectory
+    recipe: Recipe
+    overrides: tuple[str, ...]
+
+    @property
+    def log_path(self) -> Path:
+        """The file with what its process said."""
+        return self.directory.path.with_name(f"{self.name}.log")
+
+    def finished(self) -> dict[str, Any] | None:
+        """What training returned, None before it has ended."""
+        path = self.directory.manifest_path
+        return json.loads(path.read_text("utf-8")).get("finished") if path.exists() else None
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_over(over: Sequence[str]) -> dict[str, list[Any]]:
+    """`key=a,b` options -> key -> its values.
+
+    Raises:
+        UserError: one is not of that form, or a key or value comes twice.
+    """
+    swept: dict[str, list[Any]] = {}
+    for text in over:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UserError(f"--over {text}: must be section.key=value,value")
+        if key in swept:
+            raise UserError(f"--over {key}: is given twice; write all its values in one")
+        if key == "seed":
+            raise UserError("--over seed: seeds are varied by --seeds NUMBER")
+        swept[key] = parse_values(values, f"--over {text}")
+        texts = [_as_text(value) for value in swept[key]]
+        twice = next((each for each in texts if texts.count(each) > 1), None)
+        if twice is not None:
+            raise UserError(f"--over {key}: the value {twice} is given twice")
+    return swept
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Key -> how it is shown: `optimizer` for `training.optimizer.name`, else its last part where that tells enough."""
+    last = [key.removesuffix(".name").rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def directory_name(text: str) -> str:
+    """A file name for a trial, that no other one has."""
+    plain = text.replace(", ", ",")
+    name = re.sub(r"[^\w.+=,-]", "_", plain)[:NAME_LENGTH]
+    return name if name == plain else f"{name}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+
+def plan_trials(
+    base: Recipe, path: str, over: Sequence[str], num_seeds: int, directory: Path, overrides: Sequence[str]
+) -> list[Trial]:
+    """All combinations of the values and seeds, each with its validated recipe.
+
+    Raises:
+        UserError: a key or a value that the recipe cannot have, or one that is given twice.
+    """
+    swept = read_over(over)
+    names = short_names(list(swept))
+    trials = []
+    for combination in itertools.product(*swept.values()):
+        values = dict(zip(swept, combination, strict=True))
+        label = ", ".join(f"{names[key]}={_as_text(value)}" for key, value in values.items())
+        sets = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        for seed in range(base.seed, base.seed + num_seeds):
+            all_sets = (*overrides, *sets, f"seed={seed}")
+            try:
+                loaded = load_recipe(path, all_sets)
+            except UserError as error:  # the recipe without these values was sound
+                raise UserError(str(error).replace("--set", "--over")) from error
+            name = directory_name(f"{label}, seed={seed}")
+            run = RunDirectory(directory / "trials" / name)
+            trials.append(Trial(name, label, values, seed, run, loaded, all_sets))
+    return trials
+
+
+def check_trials(trials: Sequence[Trial]) -> None:
+    """Compares the trials that are there with what they would be made by now.
+
+    Raises:
+        UserError: one was made by another recipe.
+    """
+    for trial in trials:
+        directory = trial.directory
+        differing = trial.recipe.differing_keys(load_recipe(directory.recipe_path)) if directory.exists() else []
+        if differing:
+            keys = "; ".join(differing)
+            raise UserError(f"{directory.path}: was made by another recipe: {keys}; take another --run-dir")

@@ -1,0 +1,46 @@
+"""The built-in sets of the gradient-descent lab: splits that share nothing, and slopes that cancel out."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from kerasllm.data.digits import SIZES, generate_digits
+from kerasllm.data.slopes import generate_slopes
+from kerasllm.errors import UserError
+
+
+def test_the_splits_of_the_digits_make_up_the_whole_set():
+    records = [record for split, size in SIZES.items() for record in generate_digits(split, size, seed=3)]
+    digits = load_digits()
+    known = sorted(
+        (" ".join(f"{pixel:.0f}" for pixel in row), str(label))
+        for row, label in zip(*load_digits(return_X_y=True), strict=True)
+    )
+    assert sorted((record["image"], record["label"]) for record in records) == known
+    assert len(records) == len(digits.target) == len({record["image"] for record in records})
+
+
+def test_a_smaller_split_is_the_beginning_of_a_larger_one_and_the_seed_shuffles():
+    ten = list(generate_digits("train", 10, seed=0))
+    assert ten[:4] == list(generate_digits("train", 4, seed=0))
+    assert ten != list(generate_digits("train", 10, seed=1))
+
+
+def test_more_digits_than_there_are():
+    with pytest.raises(UserError, match=r"data.test: 301 digits asked for, and there are 300; lower it"):
+        next(generate_digits("test", 301, seed=0))
+
+
+@pytest.mark.parametrize("number", [1, 2, 1001])
+def test_slopes_cancel_out(number):
+    records = list(generate_slopes("train", number, seed=0))
+    slopes = np.array([[int(record["slope_x"]), int(record["slope_y"])] for record in records])
+    assert slopes.shape == (number, 2)
+    assert slopes.sum(axis=0).tolist() == [0, 0]
+
+
+def test_slopes_have_the_size_that_is_said():
+    slopes = np.array([list(map(int, record.values())) for record in generate_slopes("train", 4000, seed=0)])
+    np.testing.assert_allclose(slopes.std(axis=0), [1000, 1000], rtol=0.05)
+    assert abs(np.corrcoef(slopes.T)[0, 1]) < 0.05
+    assert list(generate_slopes("train", 4, seed=0)) != list(generate_slopes("validation", 4, seed=0))
