@@ -157,6 +157,20 @@ def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(tmp_path):
         build_scheduled_optimizer(recipe, [], StepPlan((0, 9), frozenset([9]), 9), variables)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_batch_behind(train, tmp_path):
+    diverging = ["training.peak_learning_rate=1.0e+30", "training.schedule={name: constant}"]
+    ended = train(tmp_path / "run", *(part for change in diverging for part in ("--set", change)))
+    assert ended.returncode == 2
+    assert "loss is nan" in ended.stderr
+    assert f"{tmp_path / 'run' / 'non_finite.json'} holds the batch" in ended.stderr
+    found = json.loads((tmp_path / "run" / "non_finite.json").read_text())
+    assert found["figures"]["loss"] == "nan"
+    assert "embedding/table" in found["weights"]
+    record = found["examples"][0]
+    assert len(record["decoder_token_ids"]) == len(record["target"]) + 2
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*")), "nothing of it is saved"
+
+
 def test_a_metric_that_the_task_has_not(train, tmp_path):
     refused = train(tmp_path / "run", "--set", "training.best_metric=exact_mach")
     assert refused.returncode == 2
