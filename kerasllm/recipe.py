@@ -31,7 +31,8 @@ from kerasllm.settings import Document, Settings, apply_overrides, build_setting
 from kerasllm.training.settings import TrainingSettings
 from kerasllm.training.tick_settings import TickSettings
 
-RECIPES = Path(__file__).parent / "recipes"
+INSTALLED, CHECKOUT = (folder / "recipes" for folder in Path(__file__).parents[:2])
+RECIPES = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 
 
 class Recipe(Settings):

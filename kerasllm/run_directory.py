@@ -93,6 +93,7 @@ class RunDirectory:
         self.logs_path = self.path / "logs"
         self.metrics_path = self.path / "metrics.jsonl"
         self.predictions_path = self.path / "predictions"
+        self.non_finite_path = self.path / "non_finite.json"
 
     def exists(self) -> bool:
         """Tells whether a run was begun here: its recipe is written first."""

@@ -147,7 +147,7 @@ class BatchStream:
     ) -> None:
         self.num_replicas, self.micro_batches = num_replicas, micro_batches
         self.accumulation = Accumulation()
-        self._features = examples.features
+        self.examples, self._features = examples, examples.features
         self._position = (0, 0, 0)
         fits = examples.lengths.max(axis=1) <= settings.max_sequence_length
         self.num_too_long = int(np.sum(~fits))
@@ -191,6 +191,11 @@ class BatchStream:
             first_step: optimizer steps of the run before the epoch.
         """
         self._position = (epoch, step_in_epoch, first_step)
+
+    def rows_of_step(self, epoch: int, step_in_epoch: int, first_step: int) -> np.ndarray:
+        """The row numbers of all examples of a step; the arguments are those of `seek`."""
+        batches = self.batches(epoch)
+        return np.concatenate(batches[self.accumulation.windows(len(batches), first_step)[step_in_epoch]])
 
     def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""

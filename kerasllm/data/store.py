@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -177,6 +178,11 @@ class Examples:
     def lengths(self) -> np.ndarray:
         """int32 [N, F], the features in the order of `features`."""
         return np.stack([array.lengths for array in self.features.values()], axis=1)
+
+    def record(self, row: int) -> dict[str, Any]:
+        """Token ids by feature and texts by field of one row, as plain values."""
+        features = {name: array[row].tolist() for name, array in self.features.items()}
+        return {"row": int(row), **features, **{field: texts[row] for field, texts in self.texts.items()}}
 
 
 def feature_path(directory: Path, split: str, name: str) -> Path:

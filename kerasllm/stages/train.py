@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import kerasllm
@@ -25,7 +27,7 @@ from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.trained_run import build_task
-from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
+from kerasllm.training.callbacks import Evaluation, FiniteCheck, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, write_variables
 from kerasllm.training.objectives import build_objective
 from kerasllm.training.optimizers import build_optimizer
@@ -182,12 +184,18 @@ def build_scheduled_optimizer(
     try:
         first = build_schedule(settings.schedule, settings.peak_learning_rate, plan.total_steps)
     except UserError as error:
-        raise UserError(f"{recipe.place('training', 'schedule')}.{error}") from error
+        raise misfit(recipe, "schedule", error) from error
     schedule = TimelineSchedule(first, ticks, plan.total_steps)
     try:
         return schedule, build_optimizer(settings.optimizer, schedule, variables)
     except UserError as error:
-        raise UserError(f"{recipe.place('training', 'optimizer')}.{error}") from error
+        raise misfit(recipe, "optimizer", error) from error
+
+
+def misfit(recipe: Recipe, section: str, error: UserError) -> UserError:
+    """The error of a section of `training`, which begins with a key of it, with the place of that key."""
+    key = re.match(r"\w+", str(error))[0]
+    return UserError(recipe.place("training", section, key) + str(error).removeprefix(key))
 
 
 def plan_steps(recipe: Recipe, stream: BatchStream) -> StepPlan:
@@ -275,12 +283,29 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
             step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
-            callbacks = [step_log, evaluation, ticking, saving]
+            finite_check = FiniteCheck(partial(describe_step, run))
+            callbacks = [step_log, finite_check, evaluation, ticking, saving]
             run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
     if saving.interrupted_by:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
+
+
+def describe_step(run: Run, step: int, figures: dict[str, float]) -> Path:
+    """Writes the examples of a step, its figures, and the weights that it left without a finite value; the file."""
+    epoch, step_in_epoch = run.plan.locate(step - 1)
+    rows = run.stream.rows_of_step(epoch, step_in_epoch, run.plan.epoch_starts[epoch])
+    variables = run.trainer.model.trainable_variables
+    found = {
+        "step": step,
+        "epoch": epoch,
+        "figures": {name: str(value) for name, value in figures.items()},
+        "weights": [variable.path for variable in variables if not np.isfinite(variable.value).all()],
+        "examples": [run.stream.examples.record(row) for row in rows],
+    }
+    atomic_write_text(run.directory.non_finite_path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+    return run.directory.non_finite_path
 
 
 def report_tick(writer: tf.summary.SummaryWriter, step: int, text: str) -> None:

@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from kerasllm.errors import UserError
 from kerasllm.run_directory import RunDirectory
 from kerasllm.terminal import ProgressLine, say
 from kerasllm.training.checkpoints import Checkpoints, read_variables
@@ -82,6 +84,27 @@ class StepLog(StepCallback):
             tf.summary.scalar("train/tokens_per_second", tokens_per_second)
             for name, value in self.more_figures().items():
                 tf.summary.scalar(f"train/{name}", value)
+
+
+class FiniteCheck(StepCallback):
+    """Ends a run whose loss or gradient is no longer a number, before anything of it is evaluated or saved.
+
+    Args:
+        describe: writes down what the step consisted of, given the step and its figures; returns the file.
+    """
+
+    def __init__(self, describe: Callable[[int, dict[str, float]], Path]):
+        super().__init__()
+        self.describe = describe
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(logs[name])]
+        if wrong:
+            file = self.describe(step, {name: float(value) for name, value in logs.items()})
+            raise UserError(
+                f"step {step:,}: {wrong[0]} is {logs[wrong[0]]:g}; {file} holds the batch and what is not finite. "
+                "Lower training.peak_learning_rate or training.clip_norm, and train in another --run-dir"
+            )
 
 
 class Evaluation(StepCallback):

@@ -174,14 +174,19 @@ class Timeline:
         frozen = self.frozen(step)
         return sum(math.prod(v.shape) for path, v in self._variables.items() if path not in frozen)
 
-    def set_phase(self, step: int) -> None:
-        """Makes the model what it is after `step` steps; counts in graphs that are traced from now on."""
+    def set_phase(self, step: int) -> bool:
+        """Makes the model what it is after `step` steps; returns whether that needs a new trace of its graphs."""
+        before = self._phase()
         frozen = self.frozen(step)
         for path, variable in self._variables.items():
             variable.trainable = path not in frozen
         rates = [tick.settings.dropout for tick in self._until(step) if tick.settings.dropout is not None]
         for layer, rate in self._dropouts:
             layer.rate = rates[-1] if rates else rate
+        return self._phase() != before
+
+    def _phase(self) -> tuple[list[bool], list[float]]:
+        return [v.trainable for v in self._variables.values()], [layer.rate for layer, _ in self._dropouts]
 
     def changes_at(self, step: int) -> str:
         """What the ticks of a step change, in words."""
@@ -240,8 +245,8 @@ class Ticking(StepCallback):
             for tick, state in zip(self._plateaus, self.state, strict=True):
                 self._watch(step, tick, state, metrics)
         if step in self.timeline.steps:
-            self.timeline.set_phase(step)
-            self.model.make_train_function(force=True)
+            if self.timeline.set_phase(step):
+                self.model.make_train_function(force=True)
             self.report(step, f"{self.timeline.changes_at(step)}; {self.timeline.trainable_parameters(step):,} trained")
 
     def _watch(self, step: int, tick: Tick, state: dict[str, Any], metrics: dict[str, Any]) -> None:

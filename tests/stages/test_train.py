@@ -35,11 +35,9 @@ training:
 
 TIMELINE = """\
   average_decay: 0.9
-  micro_batches: 2
 ticks:
-  - {at_step: 2, freeze: "embedding/.*", learning_rate_factor: 0.5}
-  - {at_step: 4, accumulate_batches: 2, dropout: 0.1}
-  - {at_share: 0.6, unfreeze: ".*", schedule: {name: constant}}
+  - {at_step: 2, freeze: "embedding/.*", learning_rate_factor: 0.5, accumulate_batches: 2}
+  - {at_share: 0.6, unfreeze: ".*", schedule: {name: constant}, dropout: 0.1}
   - {when_plateau: {metric: validation_exact_match, patience_evaluations: 1}, learning_rate_factor: 0.1}
 """
 
@@ -80,7 +78,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recip
     report = json.loads(straight.stdout)
     assert report["steps"] == 14
     assert "mean of steps 7, 14" in straight.stderr
-    assert "step 4: tick: accumulate_batches 2, dropout 0.1" in straight.stderr
+    assert "step 2: tick: freeze embedding/.*, learning_rate_factor 0.5, accumulate_batches 2" in straight.stderr
 
     stopped = tmp_path / "stopped"
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -154,11 +152,23 @@ def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE)
     recipe = load_recipe(tmp_path / "r.yaml", ["training.optimizer={patterns: [{match: encoder_layr}]}"])
     variables = [keras.Variable([1.0], name="encoder_layer_0")]
-    message = (
-        r"r\.yaml: training\.optimizer\.patterns\[0\]\.match: 'encoder_layr' matches no variable; .*encoder_layer_0$"
-    )
+    message = r"--set training\.optimizer\.patterns\[0\]\.match: 'encoder_layr' matches no variable; .*encoder_layer_0$"
     with pytest.raises(UserError, match=message):
-        build_scheduled_optimizer(recipe, StepPlan((0, 9), frozenset([9]), 9), variables)
+        build_scheduled_optimizer(recipe, [], StepPlan((0, 9), frozenset([9]), 9), variables)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_batch_behind(train, tmp_path):
+    diverging = ["training.peak_learning_rate=1.0e+30", "training.schedule={name: constant}"]
+    ended = train(tmp_path / "run", *(part for change in diverging for part in ("--set", change)))
+    assert ended.returncode == 2
+    assert "loss is nan" in ended.stderr
+    assert f"{tmp_path / 'run' / 'non_finite.json'} holds the batch" in ended.stderr
+    found = json.loads((tmp_path / "run" / "non_finite.json").read_text())
+    assert found["figures"]["loss"] == "nan"
+    assert "embedding/table" in found["weights"]
+    record = found["examples"][0]
+    assert len(record["decoder_token_ids"]) == len(record["target"]) + 2
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*")), "nothing of it is saved"
 
 
 def test_a_metric_that_the_task_has_not(train, tmp_path):

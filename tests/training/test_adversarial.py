@@ -339,11 +339,11 @@ def weights(trainer):
     return [variable.numpy().ravel().tolist() for variable in trainer.model.trainable_variables]
 
 alone = build_trainer()
-losses = [float(alone.train_step(tf.constant(ids))["loss"]) for _ in range(2)]
+losses = [float(alone.train_step([tf.constant(ids)])["loss"]) for _ in range(2)]
 with strategy.scope():
     trainer = build_trainer()
 dataset = strategy.distribute_datasets_from_function(
-    lambda context: tf.data.Dataset.from_tensor_slices(ids).batch(2).repeat()
+    lambda context: tf.data.Dataset.from_tensor_slices((ids,)).batch(2).repeat()
 )
 fitted = []
 callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: fitted.append(float(logs["loss"])))

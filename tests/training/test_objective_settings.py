@@ -46,7 +46,7 @@ def test_it_is_set_from_the_command_line(build):
     ("objective", "message"),
     [
         ("{name: fmg, epsilon: 1.0}", ":4: training.objective.name: unknown value \"fmg\"; .*'fgm'"),
-        ("{epsilon: 1.0}", "training.objective.name: is missing; use one of fgm, free_lb, pgd, pgd_input, r_drop"),
+        ("{epsilon: 1.0}", r":4: training.objective.epsilon: unknown key; use one of name \(name: supervised\)"),
         ("{name: fgm}", "training.objective.epsilon: is missing"),
         ("{name: fgm, epsilon: -1.0}", ":4: training.objective.epsilon: must be at least 0.0, found -1.0"),
         ("{name: fgm, epsilon: 1.0, steps: 3}", ":4: training.objective.steps: unknown key; "),

@@ -168,7 +168,7 @@ def test_two_steps_of_training(name):
     losses, weights = objective(model, IDS, training=True)
     before = [variable.numpy() for variable in model.trainable_variables]
     step = tf.function(trainer.train_step, autograph=False)
-    first, second = step(IDS), step(IDS)
+    first, second = step([IDS]), step([IDS])
     assert float(first["loss"]) == pytest.approx(np.average(losses, weights=weights), rel=1e-4)
     assert np.isfinite(float(second["gradient_norm"]))
     for variable, value in zip(model.trainable_variables, before, strict=True):

@@ -105,7 +105,8 @@ def test_freezing_and_unfreezing(model):
     }
     assert timeline.frozen(39) - timeline.frozen(40) == {p for p in everything if p.startswith("encoder_layer_1/")}
     assert not timeline.frozen(80)
-    timeline.set_phase(40)
+    assert timeline.set_phase(40)
+    assert not timeline.set_phase(41), "nothing changed: no new trace"
     assert len(model.trainable_variables) == len(everything) - len(timeline.frozen(40))
     assert timeline.trainable_parameters(40) == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     timeline.set_phase(80)
