@@ -13,8 +13,9 @@ class MultilayerPerceptron(keras.Model):
 
     $$h_0 = x / g, \quad h_i = f(W_i h_{i-1} + b_i), \quad z = W h_n + b$$
 
-    With `num_layers` 0 it is softmax regression, a linear model, whose loss is convex. The weights begin with the
-    variance 2 / fan-in of He et al. (2015), the output layer with zeros, so that at first all classes are as likely.
+    With `num_layers` 0 it is softmax regression, a linear model, whose loss is convex; its weights begin with zeros, so
+    that at first all classes are as likely and every seed starts at the same point. Hidden layers begin with the
+    variance 2 / fan-in of He et al. (2015), the output layer after them as Glorot and Bengio (2010) say.
 
     Args:
         num_inputs: P, numbers in a row, such as the pixels of an image.
@@ -45,7 +46,8 @@ class MultilayerPerceptron(keras.Model):
             for index in range(num_layers)
         ]
         self.dropouts = [Dropout(dropout, name=f"dropout_{index}") for index in range(num_layers)]
-        self.output_layer = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="output")
+        start = "glorot_uniform" if num_layers else "zeros"
+        self.output_layer = keras.layers.Dense(num_classes, kernel_initializer=start, name="output")
         self(tf.zeros([1, num_inputs]))
 
     def call(self, image, training: bool = False):

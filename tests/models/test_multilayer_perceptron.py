@@ -27,9 +27,9 @@ def test_hidden_layers_follow_each_other():
     np.testing.assert_allclose(model(ROWS), values @ weights[4] + weights[5], rtol=1e-5)
 
 
-def test_at_first_all_classes_are_as_likely():
-    model = MultilayerPerceptron(3, 4, 8.0, num_layers=1, hidden_dim=5)
-    np.testing.assert_array_equal(model(ROWS), np.zeros([2, 4]))
+def test_softmax_regression_starts_with_all_classes_as_likely():
+    np.testing.assert_array_equal(MultilayerPerceptron(3, 4, 8.0, num_layers=0)(ROWS), np.zeros([2, 4]))
+    assert np.any(MultilayerPerceptron(3, 4, 8.0, num_layers=1)(ROWS))
 
 
 def test_dropout_is_for_training_only():
