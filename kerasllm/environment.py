@@ -58,6 +58,22 @@ def seed_everything(seed: int) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
+@contextlib.contextmanager
+def compute_precision(precision: str) -> Iterator[None]:
+    """Layers made in the block compute in `precision`, "float32" or "bfloat16", with weights in float32.
+
+    Reference: [Micikevicius et al., 2018](https://arxiv.org/abs/1710.03740).
+    """
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def build_strategy(num_replicas: int | None = None) -> tf.distribute.Strategy:
     """Returns a MirroredStrategy over the GPUs of this machine or, without one, over logical CPU devices.
 

@@ -34,9 +34,10 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor |
     """
     # The queries are scaled, and not the scores: TensorFlow fuses product, scaling and mask to a slow operation on CPU.
     scores = tf.matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)  # [B, H, T, S]
+    scores = tf.cast(scores, tf.float32)  # sums of exponentials need its digits in mixed precision too
     if mask is not None:
         scores += tf.where(mask, 0.0, FORBIDDEN_SCORE)
-    probabilities = tf.nn.softmax(scores)
+    probabilities = tf.cast(tf.nn.softmax(scores), value.dtype)
     if dropout is not None:
         probabilities = dropout(probabilities)
     return tf.matmul(probabilities, value)
@@ -116,7 +117,7 @@ class SelfAttention(keras.layers.Layer):
         Two `tf.zeros` could become one constant, shared and kept from call to call; `Empty` is a new one each time.
         """
         shape = [batch_size, self.heads.num_heads, slots, self.heads.key_dim]
-        key, value = (tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True) for _ in range(2))
+        key, value = (tf.raw_ops.Empty(shape=shape, dtype=self.compute_dtype, init=True) for _ in range(2))
         for cache in (key, value):
             cache.set_shape([None, self.heads.num_heads, None, self.heads.key_dim])
         return key, value

@@ -65,8 +65,10 @@ class TokenEmbedding(keras.layers.Layer):
             self.active.functions = before
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
-        """x: [B, T, D] -> [B, T, V]."""
-        flat = product(tf.reshape(x, [-1, self.hidden_dim]), tf.convert_to_tensor(self.table), transpose_kernel=True)
+        """x: [B, T, D] -> float32 [B, T, V]."""
+        table = tf.cast(tf.convert_to_tensor(self.table), self.compute_dtype)
+        x_rows = tf.cast(tf.reshape(x, [-1, self.hidden_dim]), self.compute_dtype)
+        flat = tf.cast(product(x_rows, table, transpose_kernel=True), tf.float32)
         return tf.reshape(flat, [tf.shape(x)[0], -1, self.vocabulary_size])
 
 
@@ -95,7 +97,7 @@ class PositionEmbedding(keras.layers.Layer):
 
     def call(self, positions: tf.Tensor) -> tf.Tensor:
         """positions: int32 [T] -> [T, D]."""
-        return tf.gather(tf.convert_to_tensor(self.table), positions)
+        return tf.cast(tf.gather(tf.convert_to_tensor(self.table), positions), self.compute_dtype)
 
 
 def sinusoidal_table(max_sequence_length: int, hidden_dim: int) -> np.ndarray:

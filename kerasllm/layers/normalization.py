@@ -12,11 +12,13 @@ class LayerNormalization(keras.layers.Layer):
     Args:
         epsilon: added to the variance.
 
+    It computes in float32 whatever the precision around it.
+
     Reference: [Ba et al., 2016](https://arxiv.org/abs/1607.06450).
     """
 
     def __init__(self, epsilon: float = 1e-6, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.epsilon = epsilon
 
     def build(self, input_shape):

@@ -20,7 +20,7 @@ import kerasllm
 from kerasllm.data.batching import Accumulation, BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
-from kerasllm.environment import build_strategy, seed_everything
+from kerasllm.environment import build_strategy, compute_precision, seed_everything
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.evaluation import Evaluator
 from kerasllm.recipe import Recipe, load_recipe
@@ -156,7 +156,8 @@ def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strat
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
         task = build_task(recipe, prepared.tokenizer_directory)
-        model = task.build_model()
+        with compute_precision(settings.precision):
+            model = task.build_model()
         timeline = Timeline(model, ticks)
         schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)
         objective = build_objective(

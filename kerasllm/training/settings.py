@@ -6,6 +6,7 @@ A duration carries its unit in its name and is turned into optimizer steps once,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +47,9 @@ class TrainingSettings(Settings):
     """Parts that a replica takes its share of a planned batch in, one after the other: less memory, the same step."""
     average_decay: float | None = Field(default=None, ge=0, lt=1)
     """Per step, of a moving average of the weights, which then is what answers; null keeps none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products while training; weights, sums and what is published are float32 in any case. bfloat16 is
+    fast where the processor has it (AMX, AVX-512 BF16, GPUs from Ampere on)."""
     num_replicas: int | None = Field(default=None, ge=1)
     """Replicas that share each batch; null takes every GPU, or the CPU as one."""
     evaluate_every_epochs: int | None = Field(default=None, ge=1)

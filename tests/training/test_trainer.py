@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasllm.environment import compute_precision
 from kerasllm.training.optimizer_settings import AdamWSettings
 from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.trainer import Trainer
@@ -130,7 +131,8 @@ def test_a_row_that_occurs_twice_counts_twice_in_the_norm():
     assert float(trainer.train_step([tf.constant([[1, 1]])])["gradient_norm"]) == pytest.approx(1.0)
 
 
-def test_one_batch_can_be_learnt_by_heart():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_batch_can_be_learnt_by_heart(precision):
     from kerasllm.models.encoder_decoder import EncoderDecoder
     from kerasllm.training.objectives import cross_entropy
 
@@ -142,10 +144,15 @@ def test_one_batch_can_be_learnt_by_heart():
         logits = model({"encoder_token_ids": source, "decoder_token_ids": target[:, :-1]}, training=training)
         return cross_entropy(logits, target[:, 1:]), tf.cast(target[:, 1:] != 0, tf.float32)
 
-    model = EncoderDecoder(10, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=16, dropout=0.0)
+    with compute_precision(precision):
+        model = EncoderDecoder(10, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=16, dropout=0.0)
     trainer = Trainer(model, objective)
     trainer.compile(optimizer=build_optimizer(AdamWSettings(), 0.02, model.trainable_variables))
     step = tf.function(trainer.train_step, autograph=False)
     losses = [float(step([{}])["loss"]) for _ in range(60)]
     assert losses[0] > 2.0
     assert losses[-1] < 0.01
+    block = model.decoder_blocks[0]
+    hidden, _ = model.encode(source)
+    assert block.feed_forward(hidden).dtype == precision
+    assert {weight.dtype for weight in model.weights} == {"float32"}
