@@ -199,8 +199,8 @@ class AdafactorSettings(BaseOptimizerSettings):
     name: Literal["adafactor"] = "adafactor"
     beta_2_decay: float = Field(default=-0.8, lt=0)
     """Share of the mean of squared gradients that is new at step t is t ** beta_2_decay."""
-    epsilon_1: float = Field(default=1e-30, gt=0)
-    """Added to each squared gradient."""
+    epsilon_1: float = Field(default=1e-16, gt=0)
+    """Added to each squared gradient. With Keras's default of 1e-30, gradients that are always 0 make weights NaN."""
     epsilon_2: float = Field(default=1e-3, gt=0)
     """Least root mean square of a variable that its step is relative to."""
     clip_threshold: float = Field(default=1.0, gt=0)

@@ -348,3 +348,9 @@ def test_on_two_replicas_it_is_the_same_step():
     differences = json.loads(done.stdout.splitlines()[-1])
     assert set(differences) == set(BY_NAME)
     assert {name: difference for name, difference in differences.items() if difference > 2e-6} == {}
+
+
+def test_adafactor_leaves_what_has_no_gradient_finite():
+    """A pixel that is always black has none; Keras's own default makes its weights NaN."""
+    (found,) = stepped(BY_NAME["adafactor"](), {"kernel": np.ones((3, 2))}, [[np.zeros((3, 2))]] * 4)
+    assert np.isfinite(found).all()
