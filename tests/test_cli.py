@@ -246,7 +246,7 @@ def test_recipes_are_listed_and_copied(run):
     assert code == 0
     names = [line.split()[0] for line in out.splitlines()]
     assert "translate/multi30k_small" in names
-    assert "next: kerasllm train translate/" in err
+    assert f"next: kerasllm train {names[0]} --run-dir runs/" in err
     code, out, err = run("recipes", "copy", "translate/multi30k_small", "mine.yaml")
     assert (code, out) == (0, "mine.yaml\n")
     assert "next: kerasllm train mine.yaml --run-dir runs/mine" in err

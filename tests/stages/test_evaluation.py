@@ -17,10 +17,14 @@ def test_perplexity_is_over_tokens_and_not_over_batches():
         feature_names=["ids"], batches=lambda epoch: range(2), parts=lambda row: [{"ids": batches[row]}]
     )
 
-    def loss(model, batch, training):
+    def forward(model, batch, training):
         assert not training
-        return tf.cast(batch["ids"], tf.float32), tf.cast(batch["ids"] != 0, tf.float32)
+        return tf.cast(batch["ids"], tf.float32)
 
-    total, tokens = LossSum(SimpleNamespace(loss=loss), None, stream)()
+    def loss(logits, batch, label_smoothing):
+        assert label_smoothing == 0.0
+        return logits, tf.cast(batch["ids"] != 0, tf.float32)
+
+    total, tokens = LossSum(SimpleNamespace(forward=forward, loss=loss), None, stream)()
     assert (total, tokens) == (11.0, 4.0)
     assert math.exp(total / tokens) == pytest.approx(math.exp(2.75))
