@@ -77,16 +77,13 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     check_run(directory, recipe)
     strategy = build_strategy(recipe.training.num_replicas)  # before TensorFlow runs anything: it fixes the devices
     prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
-    seed_everything(recipe.seed)
-    run = build_run(directory, recipe, prepared, strategy)
+    run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
     begin_run(directory, recipe, prepared)
     finished = read_manifest(directory).get("finished")
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
-    state = restore(run)
-    show_run(run, prepared, state["step"])
-    seconds = fit(run, state)
+    run, seconds = fit_within_memory(run, prepared)
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
     write_manifest(directory, finished=report)
     return report
@@ -145,12 +142,19 @@ def write_manifest(directory: RunDirectory, **entries: Any) -> None:
     atomic_write_text(directory.manifest_path, json.dumps({**read_manifest(directory), **entries}, indent=2) + "\n")
 
 
-def build_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared, strategy: tf.distribute.Strategy) -> Run:
-    """Builds the model, the optimizer and the batches."""
+def build_run(
+    directory: RunDirectory,
+    recipe: Recipe,
+    prepared: Prepared,
+    strategy: tf.distribute.Strategy,
+    micro_batches: int = 1,
+) -> Run:
+    """Builds the model, the optimizer and the batches, the same ones each time."""
+    seed_everything(recipe.seed)
     settings = recipe.training
     examples = prepared.examples("train")
     replicas = strategy.num_replicas_in_sync
-    stream = BatchStream(examples, recipe.batching, recipe.seed, replicas, settings.micro_batches)
+    stream = BatchStream(examples, recipe.batching, recipe.seed, replicas, micro_batches)
     plan = plan_steps(recipe, stream)
     places = [recipe.place("ticks", index) for index in range(len(recipe.ticks))]
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
@@ -257,6 +261,33 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
     show_table(f"train: {run.directory.path}", ("", ""), rows)
     if run.recipe.ticks:
         show_table("timeline", ("after step", "change", "trained parameters"), run.timeline.rows())
+
+
+def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
+    """Trains; where a batch is too large for memory, again from the last checkpoint with twice as many micro-batches.
+
+    The step stays what it is: see `Trainer`. Only the masks of dropout are others.
+
+    Returns:
+        The run that was trained in the end, and the seconds of training.
+
+    Raises:
+        UserError: there is not enough memory for single examples.
+    """
+    while True:
+        state = restore(run)
+        show_run(run, prepared, state["step"])
+        try:
+            return run, fit(run, state)
+        except tf.errors.ResourceExhaustedError as error:
+            micro_batches = 2 * run.stream.micro_batches
+            if micro_batches > max(len(rows) for rows in run.stream.batches(0)):
+                raise UserError("out of memory with single examples; make the model smaller") from error
+        say(f"out of memory: each batch is taken in {micro_batches} micro-batches from here on, the step stays")
+        directory, recipe, strategy = run.directory, run.recipe, run.strategy
+        del run
+        keras.backend.clear_session()
+        run = build_run(directory, recipe, prepared, strategy, micro_batches)
 
 
 def fit(run: Run, state: dict[str, Any]) -> float:

@@ -10,10 +10,11 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
-from kerasllm.stages.train import build_scheduled_optimizer
+from kerasllm.stages import train as stage
 from kerasllm.training.settings import StepPlan
 
 RECIPE = """\
@@ -154,7 +155,7 @@ def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(tmp_path):
     variables = [keras.Variable([1.0], name="encoder_layer_0")]
     message = r"--set training\.optimizer\.patterns\[0\]\.match: 'encoder_layr' matches no variable; .*encoder_layer_0$"
     with pytest.raises(UserError, match=message):
-        build_scheduled_optimizer(recipe, [], StepPlan((0, 9), frozenset([9]), 9), variables)
+        stage.build_scheduled_optimizer(recipe, [], StepPlan((0, 9), frozenset([9]), 9), variables)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_batch_behind(train, tmp_path):
@@ -169,6 +170,27 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_batch_behind(train
     record = found["examples"][0]
     assert len(record["decoder_token_ids"]) == len(record["target"]) + 2
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*")), "nothing of it is saved"
+
+
+def test_a_batch_too_large_for_memory_is_taken_in_more_micro_batches(recipe, tmp_path, monkeypatch, capfd):
+    """As on a device where more than a quarter of the greatest batch does not fit."""
+    tried = []
+
+    def fit(run, state):
+        tried.append(run.stream.micro_batches)
+        if tried[-1] < fits:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return 1.0
+
+    monkeypatch.setattr(stage, "fit", fit)
+    monkeypatch.setattr(stage, "choose", lambda run: {"micro_batches": run.stream.micro_batches})
+    loaded, fits = load_recipe(recipe), 4
+    assert stage.train(loaded, tmp_path / "run")["micro_batches"] == 4
+    assert tried == [1, 2, 4]
+    assert "out of memory: each batch is taken in 4 micro-batches from here on" in capfd.readouterr().err
+    fits = 1000
+    with pytest.raises(UserError, match="out of memory with single examples"):
+        stage.train(loaded, tmp_path / "other")
 
 
 def test_a_metric_that_the_task_has_not(train, tmp_path):

@@ -28,7 +28,7 @@ OVERRIDES = [
 
 def main(steps: int) -> None:
     """Prints the seconds of each round, and the median of the ratios."""
-    from kerasllm.environment import build_strategy, configure, seed_everything
+    from kerasllm.environment import build_strategy, configure
 
     configure()
     from kerasllm.data.preparation import prepare_data
@@ -39,7 +39,6 @@ def main(steps: int) -> None:
     recipe = load_recipe("translate/dates_tiny", [*OVERRIDES, f"training.train_steps={steps}"])
     strategy = build_strategy(1)
     prepared = prepare_data(recipe, recipe.task_class.encode, None)
-    seed_everything(recipe.seed)
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run")
         run = build_run(directory, recipe, prepared, strategy)
