@@ -23,6 +23,7 @@ class EchoTask:
     """Repeats a text character by character in a loop; the score is a sum over embeddings of a Keras layer."""
 
     fields = ("source", "target")
+    needs_tokenizer = True
 
     def __init__(self, tokenizer):
         import keras
