@@ -100,6 +100,11 @@ def check_recipe(recipe: Recipe) -> None:
     known, chosen = recipe.metric_names, recipe.training.best_metric
     if chosen not in known:
         raise UserError(f"{recipe.path}: training.best_metric: no metric '{chosen}'; {did_you_mean(chosen, known)}")
+    for index, tick in enumerate(recipe.ticks):
+        name = tick.when_plateau.metric.removeprefix("validation_") if tick.when_plateau else known[0]
+        if name not in known:
+            place = recipe.place("ticks", index, "when_plateau", "metric")
+            raise UserError(f"{place}: no metric '{name}'; {did_you_mean(name, known)}")
 
 
 def check_run(directory: RunDirectory, recipe: Recipe) -> None:

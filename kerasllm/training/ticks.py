@@ -130,7 +130,7 @@ class Timeline:
     """
 
     def __init__(self, model: keras.Model, ticks: Sequence[Tick]):
-        self.model, self.ticks = model, ticks
+        self.ticks = ticks
         self._variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.trainable_variables}
         self._dropouts = [(layer, layer.rate) for layer in model._flatten_layers() if getattr(layer, "rate", 0)]
         self._check()

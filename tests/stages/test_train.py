@@ -199,6 +199,13 @@ def test_a_metric_that_the_task_has_not(train, tmp_path):
     assert "training.best_metric: no metric 'exact_mach'; did you mean 'exact_match'?" in refused.stderr
 
 
+def test_a_plateau_of_a_metric_that_the_task_has_not(train, tmp_path):
+    refused = train(tmp_path / "run", "--set", "ticks=[{when_plateau: {metric: blue}, learning_rate_factor: 0.5}]")
+    assert refused.returncode == 2
+    assert "ticks[0].when_plateau.metric: no metric 'blue'; did you mean 'bleu'?" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_batches_longer_than_the_model(train, tmp_path):
     refused = train(tmp_path / "run", "--set", "model.max_sequence_length=40")
     assert refused.returncode == 2
