@@ -27,6 +27,7 @@ LEVELS = {
     "trials": 4,
     "evaluation": 4,
     "trained_run": 4,
+    "training_run": 4,
     "serving": 4,
     "stages": 5,
     "cli": 6,

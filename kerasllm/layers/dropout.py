@@ -54,7 +54,7 @@ class Dropout(keras.layers.Layer):
         seed = tf.cast(self.seed_generator.next(), tf.int32)
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = seed + tf.stack([0, replica.replica_id_in_sync_group * 1_000_003])
+            seed = seed + tf.stack([replica.replica_id_in_sync_group * 1_000_003, 0])
         size = tf.reduce_prod(shape)
         bits = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32)
         return tf.reshape(tf.reshape(tf.bitcast(bits, tf.int16), [-1])[:size], shape)

@@ -12,6 +12,8 @@ import tensorflow as tf
 from kerasllm.training.adversarial import Objective
 from kerasllm.training.optimizers import add_penalty_gradients
 
+DRAWS_PER_STEP = 1024  # of one layer; one that draws more often begins to repeat what it will draw in the next step
+
 
 class Trainer(keras.Model):
     r"""Trains a model by `fit`, on any number of replicas, as if there were one.
@@ -49,15 +51,15 @@ class Trainer(keras.Model):
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
         self.average_decay = average_decay
         self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
+        weights = {id(weight) for weight in model.weights}
+        self.generator_states = [variable for variable in model.variables if id(variable) not in weights]
         self.built = True
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """What a run needs besides `answering_weights` to go on: the optimizer, the states of random generators, and
-        where an average of the weights answers, the weights themselves."""
-        weights = {id(variable) for variable in self.model.weights}
-        others = [v for v in self.model.variables if id(v) not in weights]
-        return [*self.optimizer.variables, *others, *(self.model.weights if self.averages else [])]
+        """What a run needs besides `answering_weights` to go on: the optimizer and, where an average of the weights
+        answers, the weights themselves."""
+        return [*self.optimizer.variables, *(self.model.weights if self.averages else [])]
 
     @contextmanager
     def answering_weights(self) -> Iterator[list[keras.Variable]]:
@@ -93,6 +95,7 @@ class Trainer(keras.Model):
         """
         replica = tf.distribute.get_replica_context()
         variables = self.model.trainable_variables
+        self._seed_step()
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
         totals, gradients = self._sum_of_micro_batches(batches, variables)
         loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
@@ -116,6 +119,16 @@ class Trainer(keras.Model):
             "gradient_norm": norm,
             "learning_rate": learning_rate,
         }
+
+    def _seed_step(self) -> None:
+        """Sets each random generator of the model, such as that of a dropout layer, to its state of this step.
+
+        What is drawn in a step then follows from the layer's seed, the step, the replica and how often the layer was
+        called in the step; a run that goes on needs no state of it.
+        """
+        step = self.optimizer.iterations.value
+        for state in self.generator_states:
+            state.assign(tf.stack([state.value[0], tf.cast(step * DRAWS_PER_STEP, state.dtype)]))
 
     def _sum_of_micro_batches(self, batches, variables) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """[weighted losses, weights, positions], and the gradient of the first, summed over this replica's batches."""

@@ -1,5 +1,8 @@
 """Dropout: the rate, the scale, repetition from the seed, and nothing at all outside training."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,6 +22,25 @@ def test_masks_repeat_from_the_seed_and_differ_from_call_to_call():
     masks = [first(x, training=True).numpy() for _ in range(2)]
     np.testing.assert_array_equal(masks, [second(x, training=True).numpy() for _ in range(2)])
     assert (masks[0] != masks[1]).mean() > 0.4
+
+
+TWO_REPLICAS = """
+import numpy as np
+from kerasllm.environment import build_strategy, configure
+configure()
+import tensorflow as tf
+strategy = build_strategy(2)
+from kerasllm.layers.dropout import Dropout
+with strategy.scope():
+    layer = Dropout(0.5, seed=3)
+masks = strategy.run(tf.function(lambda: layer(tf.ones([100]), training=True))).values
+print(int(sum(a != b for a, b in zip(*(mask.numpy() for mask in masks)))))
+"""
+
+
+def test_replicas_draw_different_masks():
+    done = subprocess.run([sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=True)
+    assert 20 < int(done.stdout) < 80
 
 
 def test_gradient_flows_where_the_value_was_kept():

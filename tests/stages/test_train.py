@@ -16,6 +16,7 @@ from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
 from kerasllm.stages import train as stage
 from kerasllm.training.settings import StepPlan
+from kerasllm.training_run import build_scheduled_optimizer
 
 RECIPE = """\
 task: translate
@@ -155,7 +156,7 @@ def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(tmp_path):
     variables = [keras.Variable([1.0], name="encoder_layer_0")]
     message = r"--set training\.optimizer\.patterns\[0\]\.match: 'encoder_layr' matches no variable; .*encoder_layer_0$"
     with pytest.raises(UserError, match=message):
-        stage.build_scheduled_optimizer(recipe, [], StepPlan((0, 9), frozenset([9]), 9), variables)
+        build_scheduled_optimizer(recipe, [], StepPlan((0, 9), frozenset([9]), 9), variables)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_batch_behind(train, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from kerasllm.environment import compute_precision
+from kerasllm.layers.dropout import Dropout
 from kerasllm.training.optimizer_settings import AdamWSettings
 from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.trainer import Trainer
@@ -87,6 +88,40 @@ def test_a_step_is_the_same_however_the_batch_is_split(straight, num_replicas, m
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert straight["logs"][0]["gradient_norm"] > 0.05, "clipping must have had something to do"
     assert straight["logs"][0]["padding_share"] == pytest.approx(1 - 27 / 48)
+
+
+def test_what_is_dropped_follows_from_the_step_and_not_from_the_past():
+    """A trainer set to step 3 drops what one drops that has done three steps, and another step drops others."""
+
+    def objective(model, batch, training):
+        return model(tf.range(1.0, 1001.0), training=training), tf.ones([1000])
+
+    def trainer():
+        model = DroppedScale()
+        trainer = Trainer(model, objective)
+        trainer.compile(optimizer=keras.optimizers.SGD(0.0))
+        return trainer
+
+    straight, resumed = trainer(), trainer()
+    losses = [float(straight.train_step([{}, {}])["loss"]) for _ in range(4)]
+    resumed.optimizer.iterations.assign(3)
+    assert float(resumed.train_step([{}, {}])["loss"]) == losses[3]
+    assert len(set(losses)) == 4
+
+
+class DroppedScale(keras.Model):
+    """y = a * x, some of it dropped twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.add_weight(name="a", shape=(), initializer="ones")
+        self.dropouts = [Dropout(0.5, seed=1), Dropout(0.5, seed=2)]
+        self.built = True
+
+    def call(self, x, training=False):
+        for dropout in self.dropouts:
+            x = dropout(x, training=training)
+        return self.a * x
 
 
 class Scale(keras.Model):
