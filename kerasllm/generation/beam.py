@@ -13,8 +13,11 @@ IMPOSSIBLE = -1e5
 TINY = 1e-37
 """The least probability that is told from 0, close to the least of float32."""
 
-PIECE = 80
+PIECE = 40
 """Values in a piece of `top_k`; vocabularies that it divides need no padding."""
+
+WINDOW = 8
+"""Positions that the cache grows by: attention goes over all slots that there are, used or not."""
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
@@ -32,9 +35,9 @@ class _Search(NamedTuple):
     position: tf.Tensor  # int32 scalar
     token_ids: tf.Tensor  # int32 [B, N, max_length], alive
     log_probabilities: tf.Tensor  # float32 [B, N], alive
-    ancestry: tf.Tensor  # bool [B, N, slots], the slots of the cache that a hypothesis consists of
     ended_token_ids: tf.Tensor  # int32 [B, N, max_length]
     ended_scores: tf.Tensor  # float32 [B, N]
+    ancestry: tf.Tensor  # bool [B, N, slots], the slots of the cache that a hypothesis consists of
     cache: Any
 
 
@@ -45,7 +48,7 @@ def length_penalty(length: tf.Tensor, alpha: float) -> tf.Tensor:
 
 def beam_search(
     step: Step,
-    cache: Any,
+    empty_cache: Callable[[int], Any],
     max_lengths: tf.Tensor,
     beam_size: int,
     start_id: int,
@@ -54,14 +57,14 @@ def beam_search(
 ) -> Hypotheses:
     r"""Keeps the `beam_size` likeliest beginnings of each answer until as many have ended and none alive is likelier.
 
-    The cache is never copied from beam to beam. At position p the N hypotheses fill slots p * N to p * N + N - 1, and
+    Nothing is copied from beam to beam. At position p the N hypotheses fill slots p * N to p * N + N - 1, and
     the mask that a step is given names, for each of them, the slots of its own past. An example that is
     complete, or has reached its greatest length, is left as it is, so an answer does not depend on the others of the
     batch; the loop ends with the last example.
 
     Args:
         step: `step(token_ids [B, N], mask bool [B, 1, N, slots], position, slot, cache) -> (logits [B, N, V], cache)`.
-        cache: nest of tensors with room for `max(max_lengths) * beam_size` slots.
+        empty_cache: `empty_cache(slots) -> cache`, a nest of tensors [B, H, slots, K] for the tokens to come.
         max_lengths: int32 [B], tokens of the longest answer; what has not ended by then is taken as it is.
         beam_size: N; 1 is greedy search.
         start_id, end_id: tokens before the first and after the last of an answer.
@@ -77,10 +80,10 @@ def beam_search(
         position=tf.constant(0),
         token_ids=nothing,
         log_probabilities=tf.tile(only_first[tf.newaxis], [batch_size, 1]),
-        ancestry=tf.zeros([batch_size, beam_size, max_length * beam_size], tf.bool),
         ended_token_ids=nothing,
         ended_scores=tf.fill([batch_size, beam_size], IMPOSSIBLE),
-        cache=cache,
+        ancestry=tf.zeros([batch_size, beam_size, 0], tf.bool),
+        cache=empty_cache(0),
     )
 
     def goes_on(*values) -> tf.Tensor:
@@ -91,8 +94,32 @@ def beam_search(
         after = _advance(before, step, beam_size, start_id, end_id, alpha)
         return _keep_where(_is_complete(before, max_lengths, alpha), before, after)
 
-    search = _Search(*tf.while_loop(goes_on, advance, search, parallel_iterations=1))
+    def advance_by_window(*values) -> _Search:
+        begun = _with_more_slots(_Search(*values), empty_cache(WINDOW * beam_size))
+        end = begun.position + WINDOW
+
+        def goes_on_here(*values) -> tf.Tensor:
+            return (_Search(*values).position < end) & goes_on(*values)
+
+        return _Search(*tf.while_loop(goes_on_here, advance, begun, parallel_iterations=1))
+
+    shapes = tf.nest.map_structure(lambda tensor: tensor.shape, search)
+    growing = tf.nest.map_structure(lambda tensor: _any_number_of_slots(tensor.shape), (search.ancestry, search.cache))
+    shapes = shapes._replace(ancestry=growing[0], cache=growing[1])
+    search = _Search(*tf.while_loop(goes_on, advance_by_window, search, shapes, parallel_iterations=1))
     return _best(search, max_lengths, beam_size, alpha)
+
+
+def _any_number_of_slots(shape: tf.TensorShape) -> tf.TensorShape:
+    return tf.TensorShape([*shape[:2], None, *shape[3:]])
+
+
+def _with_more_slots(search: _Search, cache: Any) -> _Search:
+    """The search with room for more tokens, that of an empty cache."""
+    slots = tf.shape(tf.nest.flatten(cache)[0])[2]
+    unused = tf.zeros(tf.concat([tf.shape(search.ancestry)[:2], [slots]], axis=0), tf.bool)
+    grown = tf.nest.map_structure(lambda old, new: tf.concat([old, new], axis=2), search.cache, cache)
+    return search._replace(ancestry=tf.concat([search.ancestry, unused], axis=2), cache=grown)
 
 
 def _is_complete(search: _Search, max_lengths: tf.Tensor, alpha: float) -> tf.Tensor:

@@ -68,7 +68,7 @@ class TokenEmbedding(keras.layers.Layer):
         """x: [B, T, D] -> float32 [B, T, V]."""
         table = tf.cast(tf.convert_to_tensor(self.table), self.compute_dtype)
         x_rows = tf.cast(tf.reshape(x, [-1, self.hidden_dim]), self.compute_dtype)
-        flat = tf.cast(product(x_rows, table, transpose_kernel=True), tf.float32)
+        flat = tf.cast(product(x_rows, table), tf.float32)
         return tf.reshape(flat, [tf.shape(x)[0], -1, self.vocabulary_size])
 
 

@@ -7,15 +7,16 @@ import tensorflow as tf
 
 
 class Projection(keras.layers.Layer):
-    r"""$y = x W + b$ over the last axis.
+    r"""$y = x W^\top + b$ over the last axis.
 
     The leading axes are folded into one, so that the product is a single large one. (A batched product, which Keras's
-    `Dense` uses for rank 3, is slower on CPU and sums its gradient in a second pass.)
+    `Dense` uses for rank 3, is slower on CPU and sums its gradient in a second pass.) The kernel has a row for each
+    unit: with a row for each input, the few rows of a decoding step take twice as long where there are 1,024 units.
 
     Args:
         units: size of the last axis of the result.
         use_bias: add `b`.
-        kernel_initializer: Keras initializer or name; kernel has shape [inputs, units].
+        kernel_initializer: Keras initializer or name; kernel has shape [units, inputs].
     """
 
     def __init__(self, units: int, use_bias: bool = True, kernel_initializer="glorot_uniform", **kwargs):
@@ -26,7 +27,7 @@ class Projection(keras.layers.Layer):
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
-            name="kernel", shape=(input_shape[-1], self.units), initializer=self.kernel_initializer
+            name="kernel", shape=(self.units, input_shape[-1]), initializer=self.kernel_initializer
         )
         self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros") if self.use_bias else None
 
@@ -40,22 +41,17 @@ class Projection(keras.layers.Layer):
         return result
 
 
-def product(x: tf.Tensor, kernel: tf.Tensor, transpose_kernel: bool = False) -> tf.Tensor:
-    """x: [N, inputs], kernel: [inputs, units] -> [N, units]; the gradient takes the fastest way there is on a CPU.
-
-    Args:
-        transpose_kernel: the kernel is given as [units, inputs].
-    """
+def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """x: [N, inputs], kernel: [units, inputs] -> [N, units]; the gradient takes the fastest way there is on a CPU."""
 
     @tf.custom_gradient
     def multiplied(x, kernel):
         def backward(upstream):
-            x_gradient = tf.matmul(upstream, kernel, transpose_b=not transpose_kernel)
+            x_gradient = tf.matmul(upstream, kernel)
             with tf.control_dependencies([x_gradient]):  # side by side they would take the cache from each other
-                factors = (upstream, x) if transpose_kernel else (x, upstream)
-                return x_gradient, inner_product(*factors)
+                return x_gradient, inner_product(upstream, x)
 
-        return tf.matmul(x, kernel, transpose_b=transpose_kernel), backward
+        return tf.matmul(x, kernel, transpose_b=True), backward
 
     return multiplied(x, kernel)
 

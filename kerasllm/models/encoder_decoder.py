@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 import tensorflow as tf
 
@@ -150,15 +152,14 @@ class EncoderDecoder(keras.Model):
             written.append(cache)
         return (x if self.decoder_norm is None else self.decoder_norm(x)), written
 
-    def begin_decoding(self, encoder_token_ids: tf.Tensor, slots: tf.Tensor | int):
+    def begin_decoding(self, encoder_token_ids: tf.Tensor):
         """Reads the source once, and gives what `generation.beam.beam_search` needs to write the target.
 
         Args:
             encoder_token_ids: int32 [B, S], 0 at padding.
-            slots: tokens that the caches have room for, of all hypotheses together.
 
         Returns:
-            The step function of a search, and the empty caches that it starts with.
+            The step function of a search, and the function that makes its empty caches.
         """
         encoded, encoder_mask = self.encode(encoder_token_ids)
         contexts = self.project_contexts(encoded)
@@ -169,4 +170,4 @@ class EncoderDecoder(keras.Model):
             )
             return self.embedding.logits(hidden), caches
 
-        return step, self.empty_caches(tf.shape(encoded)[0], slots)
+        return step, partial(self.empty_caches, tf.shape(encoded)[0])

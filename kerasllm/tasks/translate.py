@@ -125,11 +125,10 @@ class Translate:
         lengths = tf.cast(source.row_lengths(), tf.float32)
         max_lengths = tf.cast(lengths * settings.max_length_ratio, tf.int32) + settings.max_extra_tokens
         max_lengths = tf.minimum(max_lengths, model.max_sequence_length)
-        slots = tf.reduce_max(max_lengths) * settings.beam_size
-        step, caches = model.begin_decoding(source.to_tensor(tokenizer.pad_id), slots)
+        step, empty_caches = model.begin_decoding(source.to_tensor(tokenizer.pad_id))
         return beam_search(
             step,
-            caches,
+            empty_caches,
             max_lengths,
             settings.beam_size,
             tokenizer.start_id,

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasllm.generation.beam import beam_search, length_penalty, top_k
+from kerasllm.generation.beam import WINDOW, beam_search, length_penalty, top_k
 
 START, END = 1, 2
+
+
+def empty_cache(batch_size=1):
+    """A number for each slot."""
+    return lambda slots: tf.zeros([batch_size, 1, slots, 1])
 
 
 def search(table, beam_size, max_lengths=(6,), alpha=0.0):
@@ -18,8 +23,7 @@ def search(table, beam_size, max_lengths=(6,), alpha=0.0):
     def step(token_ids, mask, position, slot, cache):
         return tf.gather(logits, token_ids), cache
 
-    cache = tf.zeros([len(max_lengths), 1])
-    return beam_search(step, cache, tf.constant(max_lengths), beam_size, START, END, alpha)
+    return beam_search(step, empty_cache(len(max_lengths)), tf.constant(max_lengths), beam_size, START, END, alpha)
 
 
 def table_of(rows):
@@ -122,7 +126,7 @@ def test_the_loop_ends_with_the_last_answer():
         logits = tf.math.log(tf.constant(GARDEN_PATH, tf.float32))
         return tf.gather(logits, token_ids), cache
 
-    beam_search(step, tf.zeros([1, 1]), tf.constant([50]), 2, START, END)
+    beam_search(step, empty_cache(), tf.constant([50]), 2, START, END)
     assert steps == [0, 1, 2]
 
 
@@ -137,10 +141,27 @@ def test_the_mask_names_the_slots_of_a_hypothesis():
         return tf.gather(tf.math.log(tf.constant(GARDEN_PATH, tf.float32)), token_ids), cache
 
     seen = []
-    beam_search(step, tf.zeros([1, 1]), tf.constant([6]), 2, START, END)
+    beam_search(step, empty_cache(), tf.constant([6]), 2, START, END)
     assert seen[0][0] == [START]
     assert sorted(seen[1]) == [[START, 3], [START, 4]]
     assert [START, 3, 5] in seen[2]
+
+
+def test_the_cache_keeps_what_was_written_however_long_the_answer():
+    """Longer than the window by which it grows: every hypothesis finds all tokens that it consists of."""
+    length = 2 * WINDOW + 3
+    chain = table_of({START: {3: 1.0}, 3: {3: 0.6, 4: 0.4}, 4: {3: 1.0}})
+
+    def step(token_ids, mask, position, slot, cache):
+        updates = tf.cast(tf.reshape(token_ids, [2]), tf.float32)
+        cache = tf.tensor_scatter_nd_update(cache, [[0, 0, int(slot) + beam, 0] for beam in range(2)], updates)
+        seen.append([cache[0, 0, :, 0].numpy()[row].tolist() for row in mask[0, 0].numpy()])
+        return tf.gather(tf.math.log(tf.constant(chain, tf.float32)), token_ids), cache
+
+    seen = []
+    answer = beam_search(step, empty_cache(), tf.constant([length]), 2, START, END)
+    assert len(seen) == length
+    assert [START, *answer.token_ids[0, 0].numpy()[:-1].tolist()] in seen[-1]
 
 
 def test_length_penalty():

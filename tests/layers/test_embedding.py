@@ -68,5 +68,5 @@ def test_projection_keeps_the_leading_axes():
     layer = Projection(3)
     layer.build((None, None, 4))
     x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
-    expected = x @ layer.kernel.numpy() + layer.bias.numpy()
+    expected = x @ layer.kernel.numpy().T + layer.bias.numpy()
     np.testing.assert_allclose(layer(tf.constant(x)), expected, atol=1e-6)

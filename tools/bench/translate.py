@@ -72,9 +72,9 @@ def measure() -> None:
 
     @tf.function(autograph=False)
     def search(source: tf.Tensor) -> tf.Tensor:
-        step, caches = model.begin_decoding(source, LENGTH * BEAM_SIZE)
+        step, empty_caches = model.begin_decoding(source)
         lengths = tf.fill([SENTENCES], LENGTH)
-        return beam_search(step, caches, lengths, BEAM_SIZE, start_id=1, end_id=VOCABULARY_SIZE).token_ids
+        return beam_search(step, empty_caches, lengths, BEAM_SIZE, start_id=1, end_id=VOCABULARY_SIZE).token_ids
 
     source = batch["source"][:SENTENCES]
     seconds = median_seconds(lambda: search(source).numpy(), warm_up=1, count=5)
