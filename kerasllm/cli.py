@@ -263,7 +263,8 @@ def predict(
         _report({"predictions": answers}, as_json)
     else:
         for answer in answers:
-            click.echo(answer["text"])
+            _, shown, *_ = answer.values()  # the text that was asked comes first
+            click.echo(shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False))
     _say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
 
 

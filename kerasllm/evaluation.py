@@ -33,7 +33,7 @@ class LossSum:
             losses, weights = objective(model, batch, training=False)  # [B, T], [B, T]
             return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
 
-        signature = {name: tf.TensorSpec([None, None], tf.int32) for name in stream.feature_names}
+        signature = {name: tf.TensorSpec([None, None], dtype) for name, dtype in stream.feature_types.items()}
         self.stream, self._sums = stream, tf.function(sums, input_signature=[signature], autograph=False)
 
     def __call__(self) -> tuple[float, float]:
@@ -57,8 +57,9 @@ class Evaluator:
 
     def __init__(self, task: Any, model: Any, examples: Examples, stream: BatchStream):
         self.task, self.loss_sum = task, LossSum(task, model, stream)
-        source, reference = task.fields
-        self.sources, self.references = list(examples.texts[source]), list(examples.texts[reference])
+        self.fields = list(task.inputs.values())
+        self.columns = [list(examples.texts[field]) for field in self.fields]
+        self.references = list(examples.texts[task.reference])
 
     def __call__(self, description: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Measures with the weights of this moment.
@@ -67,17 +68,18 @@ class Evaluator:
             description: what the progress bar says.
 
         Returns:
-            The metrics of the task with `loss` (nats per token) and, for text, `perplexity`; and for each record, in
-            the order of the split, `source`, `reference`, `prediction` and `score`.
+            The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each record,
+            in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer.
         """
-        answers = answer_texts(self.task, self.sources, description)
-        rows = [
-            {"source": source, "reference": reference, "prediction": answer["text"], "score": answer["score"]}
-            for source, reference, answer in zip(self.sources, self.references, answers, strict=True)
-        ]
+        answers = answer_texts(self.task, self.columns, description)
+        rows = []
+        for answer, reference, *inputs in zip(answers, self.references, *self.columns, strict=True):
+            (_, prediction), *others = answer.items()
+            row = dict(zip(self.fields, inputs, strict=True))
+            rows.append({**row, "reference": reference, "prediction": prediction, **dict(others)})
         loss, tokens = self.loss_sum()
-        metrics = self.task.metrics([row["prediction"] for row in rows], self.references)
+        metrics = self.task.metrics(answers, self.references)
         loss /= tokens
-        if self.task.needs_tokenizer:  # a run that diverges goes on
+        if "perplexity" in self.task.metric_names:  # a run that diverges goes on
             metrics["perplexity"] = math.exp(loss) if loss < MAX_EXPONENT else math.inf
         return {**metrics, "loss": loss, "tokens": int(tokens)}, rows

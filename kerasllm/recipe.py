@@ -69,9 +69,8 @@ class Recipe(Settings):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What is measured on a split: the loss, for text the perplexity, and the metrics of the task."""
-        of_text = ("perplexity",) if self.task_class.needs_tokenizer else ()
-        return ("loss", *of_text, *self.task_class.metric_names)
+        """What is measured on a split: the loss, and the metrics of the task."""
+        return ("loss", *self.task_class.metric_names)
 
     def dump(self) -> dict[str, Any]:
         """Returns all settings, defaults included, as plain values; not the name, which changes nothing in a run."""

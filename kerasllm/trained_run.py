@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.task import Task
 from kerasllm.terminal import progress
 
 if TYPE_CHECKING:
@@ -25,22 +27,19 @@ class TrainedRun:
 
     directory: RunDirectory
     recipe: Recipe
-    task: Any
+    task: Task
     model: Any
     progress: dict[str, Any]
     """What was saved beside the weights: which ones were chosen, and how good they are."""
 
 
-def build_task(recipe: Recipe, tokenizer_directory: Path) -> Any:
-    """The task of a recipe, with its tokenizer if it needs one.
+def build_task(recipe: Recipe, directory: Path) -> Task:
+    """The task of a recipe, with the vocabulary that lies in a prepared directory or in a run.
 
     Raises:
-        UserError: the tokenizer cannot be read, or the recipe does not fit the task.
+        UserError: the vocabulary cannot be read, or the recipe does not fit the task.
     """
-    from kerasllm.data.tokenizers import load_tokenizer
-
-    needs_tokenizer = recipe.task_class.needs_tokenizer
-    return recipe.task_class(recipe, load_tokenizer(tokenizer_directory) if needs_tokenizer else None)
+    return recipe.task_class(recipe, load_vocabulary(directory))
 
 
 def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
@@ -59,48 +58,54 @@ def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     if not directory.exists():
         raise UserError(f"{run_dir}: holds no run; make one with `kerasllm train RECIPE --run-dir {run_dir}`")
     recipe = load_recipe(directory.recipe_path, overrides)
-    task = build_task(recipe, directory.tokenizer_path)
+    task = build_task(recipe, directory.path)
     model = task.build_model()
     progress = load_weights(model, directory)
     return TrainedRun(directory, recipe, task, model, progress)
 
 
 @lru_cache(maxsize=1)
-def answer_function(task: Any) -> tf.types.experimental.PolymorphicFunction:
-    """`task.answer` as one graph for any batch size: `text` string [B] -> `text` string [B], `score` float32 [B].
+def answer_function(task: Task) -> tf.types.experimental.PolymorphicFunction:
+    """`task.answer` as one graph for any batch size: a string [B] for each input, by name, to outputs by name.
 
     The graph of the last task is kept: it takes seconds to trace, and training evaluates many times.
     """
     import tensorflow as tf
 
-    signature = [tf.TensorSpec([None], tf.string, name="text")]
+    signature = [tf.TensorSpec([None], tf.string, name=name) for name in task.inputs]
     return tf.function(task.answer, input_signature=signature, autograph=False)
 
 
-def answer_texts(task: Any, texts: Sequence[str], description: str) -> list[dict[str, Any]]:
+def answer_texts(task: Task, columns: Sequence[Sequence[str]], description: str) -> list[dict[str, Any]]:
     """Answer texts in batches of similar length, the longest first, with a progress bar.
 
     Args:
+        columns: for each of the task's inputs the texts.
         description: what the bar says is done.
 
     Returns:
-        One `{"text": str, "score": float}` per text, in the order of `texts`.
+        The outputs by name for each text, in their order, such as `{"text": str, "score": float}`.
     """
     import tensorflow as tf
 
     answer = answer_function(task)
-    answers: list[dict[str, Any]] = [{}] * len(texts)
-    longest_first = sorted(range(len(texts)), key=lambda index: -len(texts[index].encode()))
-    with progress(description, total=len(texts), unit="sentences") as bar:
-        for start in range(0, len(texts), BATCH_SIZE):
+    rows = list(zip(*columns, strict=True))
+    answers: list[dict[str, Any]] = [{}] * len(rows)
+    longest_first = sorted(range(len(rows)), key=lambda index: -sum(len(text.encode()) for text in rows[index]))
+    with progress(description, total=len(rows), unit="records") as bar:
+        for start in range(0, len(rows), BATCH_SIZE):
             indices = longest_first[start : start + BATCH_SIZE]
-            outputs = answer(tf.constant([texts[index].encode() for index in indices]))
-            columns = {name: values.numpy().tolist() for name, values in outputs.items()}
-            for index, *values in zip(indices, *columns.values(), strict=True):
-                answers[index] = dict(zip(columns, map(_to_text, values), strict=True))
+            texts = zip(*(rows[index] for index in indices), strict=True)
+            outputs = answer(*(tf.constant([text.encode() for text in column]) for column in texts))
+            values = {name: _to_plain(array.numpy().tolist()) for name, array in outputs.items()}
+            for index, *row in zip(indices, *values.values(), strict=True):
+                answers[index] = dict(zip(values, row, strict=True))
             bar.advance(len(indices))
     return answers
 
 
-def _to_text(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """Nested lists with their bytes as text."""
+    if isinstance(value, list):
+        return [_to_plain(each) for each in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -60,7 +60,7 @@ def build_run(
     places = [recipe.place("ticks", index) for index in range(len(recipe.ticks))]
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
-        task = build_task(recipe, prepared.tokenizer_directory)
+        task = build_task(recipe, prepared.directory)
         with compute_precision(settings.precision):
             model = task.build_model()
         timeline = Timeline(model, ticks)

@@ -21,6 +21,7 @@ LEVELS = {
     "models": 2,
     "generation": 2,
     "tuning": 2,
+    "task": 2,
     "tasks": 3,
     "recipe": 4,
     "comparison": 4,

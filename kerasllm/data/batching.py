@@ -71,18 +71,18 @@ def plan_batches(
 
 
 def pad_rows(array: RaggedArray, rows: np.ndarray) -> np.ndarray:
-    """int32 [B, T]: the rows, filled up with 0 to the longest of them."""
+    """[B, T]: the rows, filled up with 0 to the longest of them."""
     starts = array.offsets[rows]
     lengths = array.offsets[rows + 1] - starts
     positions = np.arange(lengths.max(initial=0))
-    padded = np.zeros((len(rows), len(positions)), np.int32)
+    padded = np.zeros((len(rows), len(positions)), array.values.dtype.newbyteorder("="))
     mask = positions < lengths[:, None]
     padded[mask] = array.values[(starts[:, None] + positions)[mask]]
     return padded
 
 
 def pad_batch(features: Mapping[str, RaggedArray], rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-    """Feature -> int32 [B, T], each filled up with 0 to its own longest row."""
+    """Feature -> [B, T], each filled up with 0 to its own longest row."""
     rows = np.asarray(rows, np.int64)
     return {name: pad_rows(array, rows) for name, array in features.items()}
 
@@ -170,9 +170,9 @@ class BatchStream:
         self._batches = batches
 
     @property
-    def feature_names(self) -> list[str]:
-        """The keys of a batch."""
-        return list(self._features)
+    def feature_types(self) -> dict[str, str]:
+        """The keys of a batch, and the types of their numbers."""
+        return {name: array.values.dtype.name for name, array in self._features.items()}
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The plan of an epoch: row numbers of every planned batch, in order."""
@@ -226,9 +226,9 @@ class BatchStream:
                 yield from self._elements(batches[window])
 
     def dataset(self) -> "tf.data.Dataset":
-        """Elements without end, features int32 [B, T], made ahead of use; starts where `seek` said before `iter`."""
+        """Elements without end, features [B, T], made ahead of use; starts where `seek` said before `iter`."""
         import tensorflow as tf
 
-        part = {name: tf.TensorSpec([None, None], tf.int32) for name in self._features}
+        part = {name: tf.TensorSpec([None, None], dtype) for name, dtype in self.feature_types.items()}
         signature = (part,) * (self.accumulation.greatest * self.micro_batches)
         return tf.data.Dataset.from_generator(self._generate, output_signature=signature).prefetch(4)

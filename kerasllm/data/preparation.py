@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasllm.data.cleaning import Cleaner, CleaningReport, format_report
 from kerasllm.data.settings import (
-    BUILT_IN_FIELDS,
     BuiltInSettings,
     CleaningSettings,
     DataSettings,
@@ -20,6 +19,7 @@ from kerasllm.data.settings import (
 )
 from kerasllm.data.sources import Record, read_records, source_fingerprint
 from kerasllm.data.store import MANIFEST, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
+from kerasllm.data.vocabulary import TOKENIZER, Vocabulary, check_labels, learn_labels
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import atomic_directory
@@ -28,7 +28,7 @@ from kerasllm.terminal import progress
 if TYPE_CHECKING:
     from kerasllm.data.tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it when the same sources and settings come to give other files."""
 _CHUNK_RECORDS = 1024
 
@@ -38,13 +38,13 @@ class Recipe(Protocol):
 
     task: str
     task_class: Any
-    """Its `fields` are what a record must have; `needs_tokenizer` says whether they are text."""
+    """Read of it: `fields`, `optional_fields`, `label_field`, `labels_in`, `text_fields`."""
     data: DataSettings
     cleaning: CleaningSettings
     tokenizer: TokenizerSettings
 
 
-Encode = Callable[["Tokenizer | None", dict[str, Any]], dict[str, Any]]
+Encode = Callable[[Vocabulary, dict[str, Any]], dict[str, Any]]
 
 
 def cache_directory() -> Path:
@@ -65,20 +65,26 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def check_fields(data: DataSettings, fields: Sequence[str]) -> None:
-    """Raise `UserError` unless the recipe says where exactly the fields of the task come from."""
+def find_fields(data: DataSettings, task_class: Any) -> tuple[str, ...]:
+    """The fields of the records: those that the task needs, and of its optional ones those that the recipe names.
+
+    Raises:
+        UserError: the recipe does not say where a field comes from, or names one that the task does not know.
+    """
+    needed, known = task_class.fields, (*task_class.fields, *task_class.optional_fields)
+    found = data.fields
     if isinstance(data, BuiltInSettings):
-        if BUILT_IN_FIELDS[data.name] != tuple(fields):
-            known = ", ".join(BUILT_IN_FIELDS[data.name])
-            raise UserError(f"data.name: {data.name} has {known}, but the task needs {', '.join(fields)}")
-        return
-    section, found = ("train", data.train) if isinstance(data, ParallelTextSettings) else ("columns", data.columns)
+        if not set(needed) <= set(found) <= set(known):
+            raise UserError(f"data.name: {data.name} has {', '.join(found)}, but the task needs {', '.join(needed)}")
+        return tuple(field for field in known if field in found)
+    section = "train" if isinstance(data, ParallelTextSettings) else "columns"
     for field in found:
-        if field not in fields:
-            raise UserError(f"data.{section}.{field}: the task knows no such field; {did_you_mean(field, fields)}")
-    for field in fields:
+        if field not in known:
+            raise UserError(f"data.{section}.{field}: the task knows no such field; {did_you_mean(field, known)}")
+    for field in needed:
         if field not in found:
-            raise UserError(f"data.{section}.{field}: is missing; the task needs {', '.join(fields)}")
+            raise UserError(f"data.{section}.{field}: is missing; the task needs {', '.join(needed)}")
+    return tuple(field for field in known if field in found)
 
 
 def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -127,13 +133,36 @@ def _train_tokenizer(
     texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
-        return train_tokenizer(settings, cleaning, sample, directory / "tokenizer")
+        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER)
+
+
+def _learn_labels(directory: Path, data: DataSettings, task_class: Any) -> tuple[str, ...]:
+    """Number the labels of the training split, and make sure that the others have no others."""
+
+    def labels_of(split: str) -> Iterator[list[str]]:
+        return map(task_class.labels_in, RaggedTexts(text_path(directory, split, task_class.label_field)))
+
+    labels = learn_labels(chain.from_iterable(labels_of("train")), directory)
+    for split in data.splits:
+        check_labels(labels, labels_of(split), split)
+    return labels
+
+
+def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str]) -> Vocabulary:
+    """The tokenizer and the labels of the training split, as far as the task needs them."""
+    task_class, tokenizer, labels = recipe.task_class, None, ()
+    if task_class.label_field in fields:
+        labels = _learn_labels(directory, recipe.data, task_class)
+    texts = [field for field in fields if field in task_class.text_fields]
+    if texts:
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts)
+    return Vocabulary(tokenizer, labels)
 
 
 def _write_features(
-    directory: Path, split: str, fields: Sequence[str], encode: Encode, tokenizer: "Tokenizer | None"
-) -> list[str]:
-    """Tokenize the stored texts of a split and store the features; returns their names."""
+    directory: Path, split: str, fields: Sequence[str], encode: Encode, vocabulary: Vocabulary
+) -> dict[str, str]:
+    """Turn the stored texts of a split into features and store these; returns their names and types."""
     import tensorflow as tf
 
     texts = [RaggedTexts(text_path(directory, split, field)) for field in fields]
@@ -141,29 +170,29 @@ def _write_features(
     with ExitStack() as stack, progress(f"tokenize {split}", total=len(texts[0]), unit="records") as bar:
         for columns in zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True):
             columns = dict(zip(fields, map(tf.constant, columns), strict=True))
-            features = encode(tokenizer, columns)
+            features = encode(vocabulary, columns)
             for name, rows in features.items():
                 if name not in writers:
-                    writers[name] = stack.enter_context(RaggedWriter(feature_path(directory, split, name), "int32"))
+                    writer = RaggedWriter(feature_path(directory, split, name), rows.dtype.name)
+                    writers[name] = stack.enter_context(writer)
                 writers[name].append(rows.flat_values.numpy(), rows.row_lengths().numpy())
-            bar.advance(len(rows.row_lengths()))
-    return list(writers)
+            bar.advance(len(columns[fields[0]]))
+    return {name: rows.dtype.name for name, rows in features.items()}
 
 
 def _write_prepared(directory: Path, recipe: Recipe, encode: Encode, data_dir: Path | None) -> None:
-    data, fields = recipe.data, recipe.task_class.fields
+    data, fields = recipe.data, find_fields(recipe.data, recipe.task_class)
     report = _write_texts(directory, data, recipe.cleaning, fields, data_dir)
     load_tensorflow()
-    tokenizer = None
-    if recipe.task_class.needs_tokenizer:
-        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, fields)
+    vocabulary = _learn_vocabulary(directory, recipe, fields)
     for split in data.splits:
-        features = _write_features(directory, split, fields, encode, tokenizer)
+        features = _write_features(directory, split, fields, encode, vocabulary)
     manifest = {
         "splits": {split: report[split].kept for split in data.splits},
         "fields": list(fields),
         "features": features,
-        "vocabulary_size": tokenizer and tokenizer.vocabulary_size,
+        "vocabulary_size": vocabulary.tokenizer and vocabulary.tokenizer.vocabulary_size,
+        "num_labels": len(vocabulary.labels),
         "cleaning": {split: report.as_dict()[split] for split in data.splits},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -176,15 +205,16 @@ def prepare_data(recipe: Recipe, encode: Encode, data_dir: Path | str | None = N
     ids. Everything is streamed: memory does not grow with the corpus.
 
     Args:
-        encode: of the recipe's task; `encode(tokenizer, field -> string [B])` gives feature -> int32 ragged [B, None];
-            the tokenizer is None for a task that needs none.
+        encode: of the recipe's task; `encode(vocabulary, field -> string [B])` gives feature -> int32 or float32
+            ragged [B, None].
         data_dir: what file names are relative to; the working directory if None.
 
     Raises:
-        UserError: bad input, see `read_records`; no record left; disk full. Nothing half-written remains.
+        UserError: bad input, see `read_records`; no record left; a label that training lacks; disk full. Nothing
+            half-written remains.
     """
     data_dir = None if data_dir is None else Path(data_dir)
-    check_fields(recipe.data, recipe.task_class.fields)
+    find_fields(recipe.data, recipe.task_class)
     directory = cache_directory() / preparation_key(recipe, data_dir)
     is_new = not directory.exists()
     if is_new:

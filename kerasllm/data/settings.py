@@ -24,6 +24,11 @@ class SplitSettings(Settings):
         """The splits that the recipe names, in the order train, validation, test."""
         return [split for split in ("train", "validation", "test") if getattr(self, split) is not None]
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return tuple(self.columns)
+
 
 class ParallelTextSettings(SplitSettings):
     """Plain text files with one record a line: line n of every file of a split belongs to the same record."""
@@ -33,6 +38,11 @@ class ParallelTextSettings(SplitSettings):
     """Field -> file, relative to the data directory; `.gz` is unpacked while reading."""
     validation: dict[str, str] | None = None
     test: dict[str, str] | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return tuple(self.train)
 
     @model_validator(mode="after")
     def _check_fields(self) -> "ParallelTextSettings":
@@ -77,6 +87,10 @@ class TfdsSettings(SplitSettings):
     """Field -> feature of the dataset; the part of a nested feature is written `translation/en`."""
 
 
+BUILT_IN_FIELDS = {"dates": ("source", "target"), "digits": ("image", "label"), "slopes": ("slope_x", "slope_y")}
+"""Built-in set -> the fields of its records."""
+
+
 class BuiltInSettings(SplitSettings):
     """A set that is generated on this machine, the same for the same seed."""
 
@@ -89,9 +103,10 @@ class BuiltInSettings(SplitSettings):
     seed: int = Field(default=0, ge=0)
     """Apart from the seed of the training, so that runs with several seeds are tested on the same records."""
 
-
-BUILT_IN_FIELDS = {"dates": ("source", "target"), "digits": ("image", "label"), "slopes": ("slope_x", "slope_y")}
-"""Built-in set -> the fields of its records."""
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return BUILT_IN_FIELDS[self.name]
 
 DataSettings = Annotated[
     ParallelTextSettings | TableSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")

@@ -166,7 +166,7 @@ class RaggedTexts:
 
 @dataclass(frozen=True)
 class Examples:
-    """One prepared split: token ids by feature, cleaned texts by field, row i of each from the same record."""
+    """One prepared split: numbers by feature, cleaned texts by field, row i of each from the same record."""
 
     features: dict[str, RaggedArray]
     texts: dict[str, RaggedTexts]
@@ -196,7 +196,7 @@ def text_path(directory: Path, split: str, field: str) -> Path:
 
 
 class Prepared:
-    """A directory written by `prepare`: the tokenizer, the examples of every split, and the cleaning report.
+    """A directory written by `prepare`: the vocabulary, the examples of every split, and the cleaning report.
 
     Args:
         from_cache: whether it was there before this process asked for it.
@@ -205,7 +205,6 @@ class Prepared:
     def __init__(self, directory: Path, from_cache: bool = True) -> None:
         self.directory = Path(directory)
         self.from_cache = from_cache
-        self.tokenizer_directory = self.directory / "tokenizer"
         self.manifest = _read_json(self.directory / MANIFEST)
 
     @property

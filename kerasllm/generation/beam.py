@@ -73,18 +73,7 @@ def beam_search(
     Returns:
         The `beam_size` best answers of each example with their scores.
     """
-    batch_size, max_length = tf.shape(max_lengths)[0], tf.reduce_max(max_lengths)
-    nothing = tf.zeros([batch_size, beam_size, max_length], tf.int32)
-    only_first = tf.where(tf.range(beam_size) == 0, 0.0, IMPOSSIBLE)  # the others are copies of it at first
-    search = _Search(
-        position=tf.constant(0),
-        token_ids=nothing,
-        log_probabilities=tf.tile(only_first[tf.newaxis], [batch_size, 1]),
-        ended_token_ids=nothing,
-        ended_scores=tf.fill([batch_size, beam_size], IMPOSSIBLE),
-        ancestry=tf.zeros([batch_size, beam_size, 0], tf.bool),
-        cache=empty_cache(0),
-    )
+    search = _begin(max_lengths, beam_size, empty_cache(0))
 
     def goes_on(*values) -> tf.Tensor:
         return tf.reduce_any(~_is_complete(_Search(*values), max_lengths, alpha))
@@ -103,15 +92,34 @@ def beam_search(
 
         return _Search(*tf.while_loop(goes_on_here, advance, begun, parallel_iterations=1))
 
-    shapes = tf.nest.map_structure(lambda tensor: tensor.shape, search)
-    growing = tf.nest.map_structure(lambda tensor: _any_number_of_slots(tensor.shape), (search.ancestry, search.cache))
-    shapes = shapes._replace(ancestry=growing[0], cache=growing[1])
-    search = _Search(*tf.while_loop(goes_on, advance_by_window, search, shapes, parallel_iterations=1))
+    search = _Search(*tf.while_loop(goes_on, advance_by_window, search, _shapes(search), parallel_iterations=1))
     return _best(search, max_lengths, beam_size, alpha)
 
 
-def _any_number_of_slots(shape: tf.TensorShape) -> tf.TensorShape:
-    return tf.TensorShape([*shape[:2], None, *shape[3:]])
+def _begin(max_lengths: tf.Tensor, beam_size: int, cache: Any) -> _Search:
+    """Before the first token: of equal hypotheses only the first counts."""
+    batch_size, max_length = tf.shape(max_lengths)[0], tf.reduce_max(max_lengths)
+    nothing = tf.zeros([batch_size, beam_size, max_length], tf.int32)
+    only_first = tf.where(tf.range(beam_size) == 0, 0.0, IMPOSSIBLE)
+    return _Search(
+        position=tf.constant(0),
+        token_ids=nothing,
+        log_probabilities=tf.tile(only_first[tf.newaxis], [batch_size, 1]),
+        ended_token_ids=nothing,
+        ended_scores=tf.fill([batch_size, beam_size], IMPOSSIBLE),
+        ancestry=tf.zeros([batch_size, beam_size, 0], tf.bool),
+        cache=cache,
+    )
+
+
+def _shapes(search: _Search) -> _Search:
+    """The shape of each part of a search, with any number of slots."""
+
+    def growing(tensor: tf.Tensor) -> tf.TensorShape:
+        return tf.TensorShape([*tensor.shape[:2], None, *tensor.shape[3:]])
+
+    shapes = tf.nest.map_structure(lambda tensor: tensor.shape, search)
+    return shapes._replace(ancestry=growing(search.ancestry), cache=tf.nest.map_structure(growing, search.cache))
 
 
 def _with_more_slots(search: _Search, cache: Any) -> _Search:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 ENDPOINT = "serving_default"
+DESCRIPTION = "kerasllm.json"
+"""In `assets.extra`: where the model comes from, and its inputs and outputs in their order, which the model forgets."""
 BLOCKED = ("keras", "tf_keras", "keras_hub", "keras_nlp", "kerasllm")
 PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
@@ -83,34 +85,58 @@ class ServedModel:
         loaded = tf.compat.v1.saved_model.loader.load(self.session, [tf.saved_model.SERVING], str(self.path))
         check_servable(loaded.graph_def)
         self.endpoints = {name: e for name, e in loaded.signature_def.items() if not name.startswith("__")}
+        described = self.path / "assets.extra" / DESCRIPTION
+        endpoint = self.endpoints[ENDPOINT]
+        order = json.loads(described.read_text(encoding="utf-8"))["endpoints"][ENDPOINT] if described.exists() else {}
+        self.inputs = order.get("inputs", sorted(endpoint.inputs))
+        self.outputs = order.get("outputs", sorted(endpoint.outputs, reverse=True))
 
     def reply(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer the body of a REST `:predict` request in columns.
 
         Args:
-            request: `{"inputs": [text, ...], "signature_name": endpoint}`, the latter optional. It is one batch.
+            request: `{"inputs": {name: [text, ...]}, "signature_name": endpoint}`, the latter optional; where there is
+                one input its list alone will do. It is one batch.
 
         Returns:
             `{"outputs": {name: list of the values of the batch}}`.
         """
         endpoint = self.endpoints[request.get("signature_name", ENDPOINT)]
-        texts = [text.encode() for text in request["inputs"]]
+        columns = request["inputs"]
+        if isinstance(columns, list):
+            columns = dict.fromkeys(endpoint.inputs, columns)
+        feeds = {endpoint.inputs[name].name: [text.encode() for text in texts] for name, texts in columns.items()}
         fetches = {name: tensor.name for name, tensor in sorted(endpoint.outputs.items())}
-        outputs = self.session.run(fetches, {endpoint.inputs["text"].name: texts})
+        outputs = self.session.run(fetches, feeds)
         return {"outputs": {name: to_json(values) for name, values in outputs.items()}}
 
-    def answer(self, texts: Iterable[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """Yield one `{"text": ..., "score": ...}` per text, in order."""
-        waiting = list(texts)
-        for start in range(0, len(waiting), batch_size):
-            outputs = self.reply({"inputs": waiting[start : start + batch_size]})["outputs"]
-            for values in zip(*outputs.values(), strict=True):
-                yield dict(zip(outputs, values, strict=True))
+    def answer(self, lines: Iterable[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """Yield the outputs by name for each line, in order; a line has a text for each input, with TAB between them.
+
+        Raises:
+            ValueError: a line has another number of texts.
+        """
+        names = self.inputs
+        rows = [line.split("\t") if len(names) > 1 else [line] for line in lines]
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(names):
+                raise ValueError(f"text {number}: has {len(row)} parts; give {', '.join(names)} with TAB between them")
+        for start in range(0, len(rows), batch_size):
+            columns = map(list, zip(*rows[start : start + batch_size], strict=True))
+            outputs = self.reply({"inputs": dict(zip(names, columns, strict=True))})["outputs"]
+            for values in zip(*(outputs[name] for name in self.outputs), strict=True):
+                yield dict(zip(self.outputs, values, strict=True))
 
 
 def to_json(values: Any) -> Any:
     """An output array as nested lists, its bytes as text."""
-    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values.tolist()]
+    return _to_plain(values.tolist())
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_plain(each) for each in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def read_lines() -> list[str]:
@@ -162,7 +188,8 @@ def answer_all(options: argparse.Namespace) -> None:
     else:
         texts = options.text or read_lines()
         for text, answer in zip(texts, model.answer(texts), strict=True):
-            print(json.dumps({"source": text, **answer}, ensure_ascii=False) if options.json else answer["text"])
+            shown = {"source": text, **answer} if options.json else answer[model.outputs[0]]
+            print(shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 WARMUP_FILE = "tf_serving_warmup_requests"
 BATCHING_FILE = "batching_parameters.txt"
@@ -16,12 +17,13 @@ num_batch_threads { value: 2 }
 """
 
 
-def write_warmup_requests(directory: Path, requests: Sequence[tuple[str, Sequence[str]]]) -> None:
+def write_warmup_requests(directory: Path, requests: Sequence[dict[str, Any]]) -> None:
     """Write requests that a server answers before it says that a version is ready.
 
     Args:
         directory: the version directory; the file lies in its `assets.extra`.
-        requests: endpoint and texts of each request, at most 1,000. The load fails if one of them fails.
+        requests: `{"signature_name": endpoint, "inputs": {name: texts}}`, at most 1,000. The load fails if one of them
+            fails.
     """
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
@@ -29,9 +31,10 @@ def write_warmup_requests(directory: Path, requests: Sequence[tuple[str, Sequenc
     path = directory / "assets.extra" / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for endpoint, texts in requests:
+        for each in requests:
             log = prediction_log_pb2.PredictionLog()
             request = log.predict_log.request
-            request.model_spec.signature_name = endpoint
-            request.inputs["text"].CopyFrom(tf.make_tensor_proto([text.encode() for text in texts]))
+            request.model_spec.signature_name = each["signature_name"]
+            for name, texts in each["inputs"].items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto([text.encode() for text in texts]))
             writer.write(log.SerializeToString(deterministic=True))

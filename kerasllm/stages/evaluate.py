@@ -11,19 +11,20 @@ from typing import Any
 from kerasllm.data.batching import BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
+from kerasllm.data.vocabulary import vocabulary_hashes
 from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator
-from kerasllm.run_directory import RunDirectory, atomic_write_text, sha256_of_file
+from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import show_table
 from kerasllm.trained_run import load_run
 
 NUM_SAMPLES = 5
 
 
-def check_tokenizer(run: RunDirectory, prepared: Prepared) -> None:
+def check_vocabulary(run: RunDirectory, prepared: Prepared) -> None:
     """Raise UserError if the data gives another vocabulary than the one that the run was trained with."""
-    files = [directory / "tokenizer.json" for directory in (run.tokenizer_path, prepared.tokenizer_directory)]
-    if len(set(map(sha256_of_file, files))) > 1:
+    ours, theirs = (vocabulary_hashes(directory) for directory in (run.path, prepared.directory))
+    if ours != theirs:
         raise UserError(
             f"{run.path}: its training data has changed: it gives another vocabulary now; "
             "name the data that the run was trained on with --data-dir"
@@ -33,8 +34,8 @@ def check_tokenizer(run: RunDirectory, prepared: Prepared) -> None:
 def show_report(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     figures = [(name, f"{value:,.4g}" if isinstance(value, float) else value) for name, value in report.items()]
     show_table("evaluate", ("", ""), figures)
-    samples = [(row["source"], row["prediction"], row["reference"]) for row in rows[:NUM_SAMPLES]]
-    show_table("the first of them", ("source", "prediction", "reference"), samples)
+    samples = [tuple(map(str, row.values())) for row in rows[:NUM_SAMPLES]]
+    show_table("the first of them", tuple(rows[0]), samples)
 
 
 def evaluate(
@@ -58,8 +59,7 @@ def evaluate(
     """
     run = load_run(run_dir, overrides)
     prepared = prepare_data(run.recipe, run.task.encode, data_dir)
-    if run.task.needs_tokenizer:
-        check_tokenizer(run.directory, prepared)
+    check_vocabulary(run.directory, prepared)
     examples = prepared.examples(split)
     evaluator = Evaluator(run.task, run.model, examples, BatchStream(examples, run.recipe.batching, run.recipe.seed))
     started = time.monotonic()

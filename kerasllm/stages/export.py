@@ -60,20 +60,25 @@ def next_version(to: Path) -> Path:
     return to
 
 
-def sample_texts(run: TrainedRun) -> list[str]:
-    """Texts to verify with: odd ones, after those of the validation split that are still in the cache of `prepare`."""
+def sample_texts(run: TrainedRun) -> list[tuple[str, ...]]:
+    """What to verify with, a text for each input of the task: records of the validation split, if they are still in the
+    cache of `prepare`, and then odd texts."""
     manifest = json.loads(run.directory.manifest_path.read_text(encoding="utf-8"))
     directory = cache_directory() / manifest["prepared"]
-    sources: list[str] = []
+    fields = run.task.inputs.values()
+    records: list[tuple[str, ...]] = []
     if directory.is_dir():
         prepared = Prepared(directory)
         split = "validation" if "validation" in prepared.splits else "train"
-        sources = list(islice(prepared.examples(split).texts[run.task.fields[0]], NUM_SENTENCES))
-    return [*sources, *ODD_TEXTS]
+        texts = prepared.examples(split).texts
+        records = list(islice(zip(*(texts[field] for field in fields), strict=True), NUM_SENTENCES))
+    # In a further input the odd texts come in another order.
+    odd = [tuple(ODD_TEXTS[(i + 2 * j) % len(ODD_TEXTS)] for j in range(len(fields))) for i in range(len(ODD_TEXTS))]
+    return [*records, *odd]
 
 
 def build_endpoints(task: Any) -> dict[str, tf.types.experimental.ConcreteFunction]:
-    """The graphs that become endpoints, each from `text` string [B] to named outputs whose first dimension is B."""
+    """The graphs that become endpoints, from named strings [B] to named outputs whose first dimension is B."""
     import tensorflow as tf
 
     def tokenize(text: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -81,7 +86,7 @@ def build_endpoints(task: Any) -> dict[str, tf.types.experimental.ConcreteFuncti
         return {"token_ids": token_ids.to_tensor(), "lengths": tf.cast(token_ids.row_lengths(), tf.int32)}
 
     functions = {saved_model.ENDPOINT: answer_function(task)}
-    if task.needs_tokenizer:
+    if task.tokenizer is not None:
         signature = [tf.TensorSpec([None], tf.string, name="text")]
         functions["tokenize"] = tf.function(tokenize, input_signature=signature, autograph=False)
     return {name: function.get_concrete_function() for name, function in functions.items()}
@@ -96,7 +101,7 @@ def write_saved_model(task: Any, endpoints: dict[str, Any], directory: Path) -> 
     import tensorflow as tf
 
     module = tf.Module()
-    if task.needs_tokenizer:
+    if task.tokenizer is not None:
         module.tokenizer = task.tokenizer
     module.weights = list({id(v): v for endpoint in endpoints.values() for v in endpoint.variables}.values())
     tf.saved_model.save(module, str(directory), signatures=endpoints)
@@ -119,21 +124,38 @@ def answer_in_fresh_process(directory: Path, requests: Sequence[dict[str, Any]])
     return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
 
+def is_same(expected: Any, actual: Any) -> bool:
+    """Whether two values, or nested lists of them, differ in no more than rounding of a score."""
+    if isinstance(expected, list):
+        return len(expected) == len(actual) and all(map(is_same, expected, actual))
+    if isinstance(expected, float):
+        return bool(np.allclose(expected, actual, rtol=0.0, atol=SCORE_TOLERANCE, equal_nan=True))
+    return expected == actual
+
+
 def compare(text: str, endpoint: str, batch_size: int, expected: dict[str, Any], actual: dict[str, Any]) -> None:
     """Raise UserError if two answers to one text differ in more than rounding of a score."""
     for name, value in expected.items():
-        if isinstance(value, float):
-            same = np.allclose(value, actual[name], rtol=0.0, atol=SCORE_TOLERANCE, equal_nan=True)
-        else:
-            same = value == actual[name]
-        if not same:
+        if not is_same(value, actual[name]):
             raise UserError(
                 f"not published: for {text[:80]!r} (endpoint {endpoint}, batch of {batch_size}) the exported model "
                 f"gives {name} {actual[name]!r} instead of {value!r}"
             )
 
 
-def verify(directory: Path, endpoints: dict[str, Any], texts: Sequence[str]) -> None:
+def input_names(endpoint: Any) -> list[str]:
+    """The names of an endpoint's arguments, in their order."""
+    arguments, by_name = endpoint.structured_input_signature
+    return [*(spec.name for spec in arguments), *by_name]
+
+
+def build_request(endpoint: str, function: Any, records: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """The body of a REST request to an endpoint, in columns; `tokenize` takes the first text of each record."""
+    columns = dict(zip(input_names(function), map(list, zip(*records, strict=True)), strict=False))
+    return {"signature_name": endpoint, "inputs": columns}
+
+
+def verify(directory: Path, endpoints: dict[str, Any], records: Sequence[tuple[str, ...]]) -> None:
     """Compare the answers of the exported model in a fresh process with those of this process, at two batch sizes.
 
     Raises:
@@ -142,20 +164,20 @@ def verify(directory: Path, endpoints: dict[str, Any], texts: Sequence[str]) -> 
     import tensorflow as tf
 
     requests = [
-        {"signature_name": endpoint, "inputs": list(texts[start : start + size])}
-        for endpoint in endpoints
+        build_request(endpoint, function, records[start : start + size])
+        for endpoint, function in endpoints.items()
         for size in BATCH_SIZES
-        for start in range(0, len(texts), size)
+        for start in range(0, len(records), size)
     ]
     replies = answer_in_fresh_process(directory, requests)
     for request, reply in zip(requests, replies, strict=True):
-        endpoint, batch = request["signature_name"], request["inputs"]
+        endpoint, columns = request["signature_name"], list(request["inputs"].values())
         with tf.device(DEVICE):
-            outputs = endpoints[endpoint](tf.constant([text.encode() for text in batch]))
+            outputs = endpoints[endpoint](*(tf.constant([text.encode() for text in column]) for column in columns))
         expected = {name: saved_model.to_json(values.numpy()) for name, values in outputs.items()}
-        for row, text in enumerate(batch):
+        for row, text in enumerate(columns[0]):
             mine, theirs = ({n: values[row] for n, values in found.items()} for found in (expected, reply["outputs"]))
-            compare(text, endpoint, len(batch), mine, theirs)
+            compare(text, endpoint, len(columns[0]), mine, theirs)
 
 
 def write_manifest(run: TrainedRun, endpoints: dict[str, Any], num_verified: int, directory: Path) -> None:
@@ -165,7 +187,10 @@ def write_manifest(run: TrainedRun, endpoints: dict[str, Any], num_verified: int
         "recipe": run.recipe.dump(),
         "weights": run.progress,
         "sha256": {f"{path.parent.name}/{path.name}": sha256_of_file(path) for path in weights},
-        "endpoints": {name: sorted(endpoint.structured_outputs) for name, endpoint in endpoints.items()},
+        "endpoints": {
+            name: {"inputs": input_names(endpoint), "outputs": list(endpoint.structured_outputs)}
+            for name, endpoint in endpoints.items()
+        },
         "num_verified": num_verified,
         "versions": {
             "kerasllm": kerasllm.__version__,
@@ -173,7 +198,7 @@ def write_manifest(run: TrainedRun, endpoints: dict[str, Any], num_verified: int
             **{name: installed_version(name) for name in ("tensorflow", "tensorflow-text", "keras")},
         },
     }
-    path = directory / "assets.extra" / "kerasllm.json"
+    path = directory / "assets.extra" / saved_model.DESCRIPTION
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -181,15 +206,15 @@ def write_manifest(run: TrainedRun, endpoints: dict[str, Any], num_verified: int
 def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
     """Write the model of a run to a hidden directory, verify it, and rename it to `target`."""
     endpoints = build_endpoints(run.task)
-    texts = sample_texts(run)
+    records = sample_texts(run)
     with atomic_directory(target) as directory:
         say(f"export: writing {target}")
         write_saved_model(run.task, endpoints, directory)
-        say(f"export: verifying {len(texts)} sentences in a fresh process")
-        verify(directory, endpoints, texts)
-        warmup = [(saved_model.ENDPOINT, texts[:size]) for size in (1, 8)] + [("tokenize", texts[:1])]
-        write_warmup_requests(directory, warmup)
-        write_manifest(run, endpoints, len(texts), directory)
+        say(f"export: verifying {len(records)} records in a fresh process")
+        verify(directory, endpoints, records)
+        requests = [build_request(name, f, records[:size]) for name, f in endpoints.items() for size in (1, 8)]
+        write_warmup_requests(directory, requests)
+        write_manifest(run, endpoints, len(records), directory)
         if not (target.parent / BATCHING_FILE).exists():
             atomic_write_text(target.parent / BATCHING_FILE, BATCHING)
     return {
@@ -197,7 +222,7 @@ def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
         "version": int(target.name),
         "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
         "endpoints": list(endpoints),
-        "num_verified": len(texts),
+        "num_verified": len(records),
     }
 
 
@@ -210,7 +235,7 @@ def export(run_dir: Path | str, to: Path | str, overrides: Sequence[str] = ()) -
         overrides: `section.key=value`, such as `generation.beam_size=1`.
 
     Returns:
-        `path`, `version`, `bytes`, `seconds`, `endpoints`, and `num_verified`, the number of texts compared.
+        `path`, `version`, `bytes`, `seconds`, `endpoints`, and `num_verified`, the number of records compared.
 
     Raises:
         UserError: the run cannot be loaded, the version exists, the disk is full, or an answer differs; nothing is

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kerasllm.errors import UserError
 from kerasllm.trained_run import answer_texts, load_run
 
 
@@ -12,16 +13,21 @@ def predict(run_dir: Path | str, texts: Iterable[str], overrides: Sequence[str] 
 
     Args:
         run_dir: the run directory.
-        texts: raw texts, as a person writes them.
+        texts: raw texts, as a person writes them; for a task with several inputs all of them, with TAB between them.
         overrides: `section.key=value`, such as `generation.beam_size=1`.
 
     Returns:
-        One `{"source": text, "text": answer, "score": ...}` per text, in their order.
+        One `{"source": text, "text": answer, "score": ...}` per text, in their order: the outputs of the task, of which
+        the first is the answer.
 
     Raises:
-        UserError: the run cannot be loaded.
+        UserError: the run cannot be loaded, or a text has another number of parts than the task has inputs.
     """
     run = load_run(run_dir, overrides)
-    texts = list(texts)
-    answers = answer_texts(run.task, texts, "predict")
+    texts, fields = list(texts), list(run.task.inputs.values())
+    rows = [text.split("\t") if len(fields) > 1 else [text] for text in texts]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(fields):
+            raise UserError(f"text {number}: has {len(row)} parts; give {', '.join(fields)} with TAB between them")
+    answers = answer_texts(run.task, list(zip(*rows, strict=True)), "predict")
     return [{"source": text, **answer} for text, answer in zip(texts, answers, strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import tensorflow as tf
 import kerasllm
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
+from kerasllm.data.vocabulary import copy_vocabulary
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.recipe import Recipe, load_recipe
@@ -94,7 +94,7 @@ def check_run(directory: RunDirectory, recipe: Recipe) -> None:
 
 
 def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> None:
-    """Writes manifest, tokenizer and, last, the recipe into a new run; checks the data of one that is there.
+    """Writes manifest, vocabulary and, last, the recipe into a new run; checks the data of one that is there.
 
     Raises:
         UserError: the data has changed since the run was begun.
@@ -103,8 +103,7 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
         directory.create()
         versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
         write_manifest(directory, versions=versions, prepared=prepared.directory.name)
-        if recipe.task_class.needs_tokenizer:
-            shutil.copytree(prepared.tokenizer_directory, directory.tokenizer_path, dirs_exist_ok=True)
+        copy_vocabulary(prepared.directory, directory.path)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
     elif read_manifest(directory).get("prepared") != prepared.directory.name:
         raise UserError(f"{directory.path}: its data has changed since it was begun; train in another --run-dir")
@@ -242,8 +241,7 @@ def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:
     """The metrics of the validation split with the weights of this moment, and samples for TensorBoard."""
     with run.trainer.answering_weights():
         metrics, rows = run.evaluator("evaluate")
-    samples = [f"{row['source']}\n\n**{row['prediction']}**\n\n{row['reference']}" for row in rows[:NUM_SAMPLES]]
-    return metrics, samples
+    return metrics, ["\n\n".join(f"{name}: {value}" for name, value in row.items()) for row in rows[:NUM_SAMPLES]]
 
 
 def choose(run: Run) -> dict[str, Any]:

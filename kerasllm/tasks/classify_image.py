@@ -11,32 +11,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kerasllm.models.settings import MultilayerPerceptronSettings
+from kerasllm.task import Task
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from kerasllm.data.vocabulary import Vocabulary
 
-class ClassifyImage:
-    """Trains and asks a `MultilayerPerceptron`.
 
-    Args:
-        recipe: with the section `model`.
-        tokenizer: None; there is no text.
-    """
+class ClassifyImage(Task):
+    """Trains and asks a `MultilayerPerceptron`."""
 
     fields = ("image", "label")
+    inputs = {"text": "image"}
+    reference = "label"
     metric_names = ("accuracy",)
     sections = {"model": MultilayerPerceptronSettings}
-    needs_tokenizer = False
-
-    def __init__(self, recipe: Any, tokenizer: None = None):
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.model: keras.Model | None = None
 
     @staticmethod
-    def encode(tokenizer: None, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Numbers as text by field, string [B] -> `image` int32 [B, P] and `labels` int32 [B, 1]."""
         return {"image": read_numbers(texts["image"]), "labels": read_numbers(texts["label"]) + 1}
 
@@ -88,9 +82,9 @@ class ClassifyImage:
         best = tf.argmax(log_probabilities, axis=-1)
         return {"text": tf.strings.as_string(best), "score": tf.reduce_max(log_probabilities, axis=-1)}
 
-    def metrics(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
+    def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """`accuracy`: the share of images, 0 to 1, that were put in their class."""
-        same = sum(prediction == reference for prediction, reference in zip(predictions, references, strict=True))
+        same = sum(answer["text"] == reference for answer, reference in zip(answers, references, strict=True))
         return {"accuracy": same / max(1, len(references))}
 
 

@@ -12,31 +12,24 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from kerasllm.models.settings import SurfaceSettings
+from kerasllm.task import Task
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from kerasllm.data.vocabulary import Vocabulary
     from kerasllm.models.surface import Landscape
 
 
-class Descend:
-    """Trains a `Surface`.
-
-    Args:
-        recipe: with the section `model`.
-        tokenizer: None; there is no text.
-    """
+class Descend(Task):
+    """Trains a `Surface`."""
 
     fields = ("slope_x", "slope_y")
+    inputs = {"text": "slope_x"}
+    reference = "slope_y"
     metric_names = ("distance",)
     sections = {"model": SurfaceSettings}
-    needs_tokenizer = False
-
-    def __init__(self, recipe: Any, tokenizer: None = None):
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.model: keras.Model | None = None
 
     @staticmethod
     def landscape(recipe: Any) -> Landscape:
@@ -46,7 +39,7 @@ class Descend:
         return LANDSCAPES[recipe.model.landscape]
 
     @staticmethod
-    def encode(tokenizer: None, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Numbers as text by field, string [B] -> `slope` int32 [B, 2] and `sample_weight` int32 [B, 1]."""
         import tensorflow as tf
 
@@ -97,7 +90,7 @@ class Descend:
         height = self.model.landscape.height(*tf.unstack(position))
         return {"text": tf.fill(tf.shape(texts), text), "score": tf.fill(tf.shape(texts), -height)}
 
-    def metrics(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
+    def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """`distance`: from the position to the nearest minimum."""
-        position = [float(number) for number in predictions[0].split()]
+        position = [float(number) for number in answers[0]["text"].split()]
         return {"distance": min(math.dist(position, minimum) for minimum in self.landscape(self.recipe).minima)}

@@ -13,32 +13,31 @@ from typing import TYPE_CHECKING, Any
 from kerasllm.errors import UserError
 from kerasllm.generation.settings import GenerationSettings
 from kerasllm.models.settings import EncoderDecoderSettings
+from kerasllm.task import Task
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from kerasllm.data.vocabulary import Vocabulary
 
-class Translate:
-    """Trains and asks an `EncoderDecoder`.
 
-    Args:
-        recipe: with the sections `model`, `generation`, `batching`.
-        tokenizer: shared by both languages.
+class Translate(Task):
+    """Trains and asks an `EncoderDecoder`. One vocabulary is shared by both languages.
 
     Raises:
         UserError: batches may hold longer sequences than the model has positions.
     """
 
     fields = ("source", "target")
-    metric_names = ("bleu", "chrf", "exact_match")
-    needs_tokenizer = True
+    inputs = {"text": "source"}
+    reference = "target"
+    text_fields = ("source", "target")
+    metric_names = ("bleu", "chrf", "exact_match", "perplexity")
     sections = {"model": EncoderDecoderSettings, "generation": GenerationSettings}
 
-    def __init__(self, recipe: Any, tokenizer: Any):
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.model: keras.Model | None = None
+    def __init__(self, recipe: Any, vocabulary: Vocabulary):
+        super().__init__(recipe, vocabulary)
         longest, positions = recipe.batching.max_sequence_length, recipe.model.max_sequence_length
         if longest > positions:
             raise UserError(
@@ -47,10 +46,11 @@ class Translate:
             )
 
     @staticmethod
-    def encode(tokenizer: Any, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Texts by field, string [B] -> token ids by feature, int32 [B, None]."""
         import tensorflow as tf
 
+        tokenizer = vocabulary.tokenizer
         source, target = tokenizer.tokenize(texts["source"]), tokenizer.tokenize(texts["target"])
         start = tf.fill([target.nrows(), 1], tokenizer.start_id)
         end = tf.fill([target.nrows(), 1], tokenizer.end_id)
@@ -136,8 +136,8 @@ class Translate:
             settings.length_penalty,
         )
 
-    def metrics(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        """How good predictions are, on plain text.
+    def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
+        """How good translations are, on plain text.
 
         Returns:
             `bleu` and `chrf` (sacreBLEU, 0 to 100), `exact_match` (share, 0 to 1) and `bleu_signature`, which says
@@ -145,6 +145,7 @@ class Translate:
         """
         from sacrebleu.metrics import BLEU, CHRF
 
+        predictions = [answer["text"] for answer in answers]
         bleu = BLEU()
         score = bleu.corpus_score(predictions, [references]).score
         same = sum(prediction == reference for prediction, reference in zip(predictions, references, strict=True))

@@ -32,12 +32,15 @@ def test_the_parts_of_the_contract(task_class):
     assert task_class.fields
     assert all(isinstance(field, str) for field in task_class.fields)
     assert task_class.metric_names
-    assert isinstance(task_class.needs_tokenizer, bool)
+    known = {*task_class.fields, *task_class.optional_fields}
+    assert {*task_class.inputs.values(), *task_class.text_fields} <= known
+    assert {task_class.reference, task_class.label_field} <= {*known, None}
     for section, settings in task_class.sections.items():
         assert section.isidentifier()
         assert issubclass(settings, Settings)
     for method in ("encode", "build_model", "forward", "loss", "answer", "metrics"):
         assert getattr(task_class, method).__doc__, method
+        assert method in vars(task_class), f"{method} is left to Task"
 
 
 def test_the_file_opens_with_a_sample(module):

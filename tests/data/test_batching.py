@@ -144,7 +144,7 @@ def rows_in(element):
 def test_dataset_starts_where_it_was_sought_and_goes_on_from_epoch_to_epoch(make_examples):
     lengths = np.random.default_rng(0).integers(1, 6, (30, 2))
     stream = BatchStream(make_examples(lengths), settings(), seed=0)
-    assert stream.feature_names == ["a", "b"]
+    assert stream.feature_types == {"a": "int32", "b": "int32"}
     dataset = stream.dataset()
 
     def planned(epoch, first_batch=0):

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from kerasllm.data.batching import BatchStream
-from kerasllm.data.preparation import check_fields, preparation_key, prepare_data
+from kerasllm.data.preparation import find_fields, preparation_key, prepare_data
 from kerasllm.data.settings import (
     BatchingSettings,
     BuiltInSettings,
@@ -18,9 +19,18 @@ from kerasllm.data.settings import (
     TokenizerSettings,
 )
 from kerasllm.data.store import Prepared
+from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
 
 FIELDS = ("source", "target")
+
+
+class TaskStub:
+    fields = text_fields = FIELDS
+    optional_fields = ("other",)
+    label_field = None
+
+
 SPLITS = {
     "train": [("a dog", "ein Hund"), ("a cat", "eine Katze"), ("a dog", "ein Hund"), ("leak", "Leck"), ("", "leer")],
     "test": [("leak", "Leck"), ("zebra", "Zebra")],
@@ -32,9 +42,10 @@ DATA = ParallelTextSettings(
 )
 
 
-def encode(tokenizer, texts):
+def encode(vocabulary, texts):
     import tensorflow as tf
 
+    tokenizer = vocabulary.tokenizer
     source, target = (tokenizer.tokenize(texts[field]) for field in FIELDS)
     end = tf.fill([source.nrows(), 1], tokenizer.end_id)
     return {
@@ -47,8 +58,7 @@ def recipe(**sections):
     sections.setdefault("data", DATA)
     sections.setdefault("cleaning", CleaningSettings())
     sections.setdefault("tokenizer", TokenizerSettings(kind="words"))
-    task_class = SimpleNamespace(fields=FIELDS, encode=encode, needs_tokenizer=True)
-    return SimpleNamespace(task="translate", task_class=task_class, **sections)
+    return SimpleNamespace(task="translate", task_class=TaskStub, **sections)
 
 
 @pytest.fixture
@@ -65,13 +75,12 @@ def prepare(folder, **sections):
 
 
 def test_what_lies_on_disk(folder):
-    from kerasllm.data.tokenizers import load_tokenizer
-
     prepared = prepare(folder)
     assert prepared.directory.parent == folder / "cache" / "prepared"
     assert prepared.splits == {"train": 2, "test": 2}
     assert prepared.report["train"]["dropped"] == {"duplicate": 1, "leak": 1, "empty": 1}
-    tokenizer = load_tokenizer(prepared.tokenizer_directory)
+    vocabulary = load_vocabulary(prepared.directory)
+    tokenizer = vocabulary.tokenizer
     assert (
         prepared.vocabulary_size
         == tokenizer.vocabulary_size
@@ -85,7 +94,7 @@ def test_what_lies_on_disk(folder):
     for examples in (train, test):
         for row in range(len(examples)):
             texts = {field: [examples.texts[field][row]] for field in FIELDS}
-            for name, ids in encode(tokenizer, texts).items():
+            for name, ids in encode(vocabulary, texts).items():
                 assert examples.features[name][row].tolist() == ids[0].numpy().tolist()
     unknown = tokenizer.unknown_id  # the vocabulary was learnt from the training split alone
     assert test.features["encoder_token_ids"][1].tolist() == [unknown, tokenizer.end_id]
@@ -112,7 +121,7 @@ from types import SimpleNamespace
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.settings import CleaningSettings, ParallelTextSettings, TokenizerSettings
 recipe = SimpleNamespace(
-    task="translate", task_class=SimpleNamespace(fields={FIELDS!r}, needs_tokenizer=True), cleaning=CleaningSettings(),
+    task="translate", task_class=SimpleNamespace(fields={FIELDS!r}, optional_fields=()), cleaning=CleaningSettings(),
     tokenizer=TokenizerSettings(kind="words"), data=ParallelTextSettings(**{DATA.model_dump()!r}),
 )
 prepared = prepare_data(recipe, None, {str(folder)!r})
@@ -156,7 +165,7 @@ def test_the_key_follows_every_setting_and_the_contents(folder):
 
 @pytest.mark.parametrize("when", ["reading", "tokenizing"])
 def test_a_failure_leaves_nothing_half_written(folder, when):
-    def failing(tokenizer, texts):
+    def failing(vocabulary, texts):
         raise UserError("tokenizing failed")
 
     if when == "reading":
@@ -193,7 +202,7 @@ def test_the_vocabulary_comes_from_texts_spread_over_all_fields(folder):
     (folder / "a.tsv").write_text("\n".join(["source\ttarget", *rows]) + "\n")
     data = TableSettings(source="table", train="a.tsv", columns={field: field for field in FIELDS})
     prepared = prepare(folder, data=data, tokenizer=TokenizerSettings(kind="words", max_training_sentences=20))
-    words = json.loads((prepared.tokenizer_directory / "vocabulary.json").read_text())
+    words = json.loads((prepared.directory / "tokenizer" / "vocabulary.json").read_text())
     assert sorted(words) == sorted(f"{language}{n}" for language in ("en", "de") for n in range(0, 100, 10))
 
 
@@ -223,7 +232,7 @@ def test_dates_from_the_recipe_to_batches(folder):
 )
 def test_the_recipe_must_name_the_fields_of_the_task(data, message):
     with pytest.raises(UserError, match=message):
-        check_fields(data, FIELDS)
+        find_fields(data, TaskStub)
 
 
 def test_a_task_without_text_has_no_tokenizer(folder):
@@ -235,7 +244,7 @@ def test_a_task_without_text_has_no_tokenizer(folder):
     images = recipe(data=data, cleaning=CleaningSettings(max_length_ratio=None))
     images.task, images.task_class = "classify_image", ClassifyImage
     prepared = prepare_data(images, ClassifyImage.encode)
-    assert not prepared.tokenizer_directory.exists()
+    assert not (prepared.directory / "tokenizer").exists()
     assert prepared.vocabulary_size is None
     features = prepared.examples("test").features
     for row, record in enumerate(generate_digits("test", 5, seed=0)):
@@ -246,4 +255,56 @@ def test_a_task_without_text_has_no_tokenizer(folder):
 def test_a_built_in_set_of_another_task_is_refused():
     digits = BuiltInSettings(source="built_in", name="digits", train=9)
     with pytest.raises(UserError, match=r"data.name: digits has image, label, but the task needs source, target"):
-        check_fields(digits, FIELDS)
+        find_fields(digits, TaskStub)
+
+
+class Classify:
+    """A text, a number, and labels with a comma between them."""
+
+    fields, optional_fields = ("text", "label", "amount"), ()
+    text_fields, label_field = ("text",), "label"
+
+    @staticmethod
+    def labels_in(text):
+        return text.split(",")
+
+    @staticmethod
+    def encode(vocabulary, texts):
+        import tensorflow as tf
+
+        names = tf.strings.split(texts["label"], ",")
+        return {
+            "token_ids": vocabulary.tokenizer.tokenize(texts["text"]),
+            "labels": names.with_flat_values(vocabulary.number_labels(names.flat_values)),
+            "amount": tf.RaggedTensor.from_tensor(tf.strings.to_number(texts["amount"])[:, None]),
+        }
+
+
+def classify(folder, test_label):
+    (folder / "train.csv").write_text("text,label,amount\nwarm,\"sun,dry\",0.25\nwet,rain,-3\n")
+    (folder / "test.csv").write_text(f"text,label,amount\nwarm,{test_label},1e-3\n")
+    columns = {name: name for name in Classify.fields}
+    data = TableSettings(source="table", train="train.csv", test="test.csv", columns=columns)
+    labelled = recipe(data=data)
+    labelled.task_class = Classify
+    return prepare_data(labelled, Classify.encode, folder)
+
+
+def test_labels_are_numbered_and_numbers_stay_numbers(folder):
+    prepared = classify(folder, "rain")
+    vocabulary = load_vocabulary(prepared.directory)
+    assert vocabulary.labels == ("dry", "rain", "sun")
+    assert vocabulary.tokenizer.vocabulary_size == 4 + 2, "labels are no words"
+    features = prepared.examples("train").features
+    assert [features["labels"][row].tolist() for row in range(2)] == [[2, 0], [1]]
+    assert [features["amount"][row].tolist() for row in range(2)] == [[0.25], [-3.0]]
+    stream = BatchStream(prepared.examples("train"), BatchingSettings(global_batch_size=2), seed=0)
+    (batch,) = stream.parts(np.arange(2))
+    assert {name: array.dtype.name for name, array in batch.items()} == stream.feature_types
+    assert vocabulary.name_labels(np.int32([2, 0])).numpy().tolist() == [b"sun", b"dry"]
+
+
+def test_a_label_that_training_does_not_have(folder):
+    with pytest.raises(UserError, match=r"data\.test: record 1: label 'rein' does not .*data\.train; .*'rain'"):
+        classify(folder, "rein")
+    assert list((folder / "cache" / "prepared").iterdir()) == []

@@ -22,11 +22,12 @@ TARGETS = [[1, 5, 6, 2], [1, 2], [1, 9, 9, 9, 9, 9, 2], [1, 7, 2], [1, 2]]
 class ShoutTask:
     """Answers in capitals; the loss at each label is a tenth of its id, in nats."""
 
-    fields = ("source", "target")
-    needs_tokenizer = True
+    inputs = {"text": "source"}
+    reference = "target"
+    metric_names = ("exact_match", "perplexity")
 
     @staticmethod
-    def encode(tokenizer, texts):
+    def encode(vocabulary, texts):
         raise AssertionError("the examples are prepared")
 
     def answer(self, texts):
@@ -46,8 +47,8 @@ class ShoutTask:
             labels != 0, tf.float32
         )
 
-    def metrics(self, predictions, references):
-        return {"exact_match": float(np.mean([p == r for p, r in zip(predictions, references, strict=True)]))}
+    def metrics(self, answers, references):
+        return {"exact_match": float(np.mean([a["text"] == r for a, r in zip(answers, references, strict=True)]))}
 
 
 def write_examples(directory: Path) -> Examples:
@@ -65,13 +66,13 @@ def write_examples(directory: Path) -> Examples:
 @pytest.fixture
 def stub_run(tmp_path, monkeypatch):
     run = RunDirectory(tmp_path / "run")
-    for directory in (run.tokenizer_path, tmp_path / "prepared"):
+    for directory in (run.tokenizer_path, tmp_path / "prepared" / "tokenizer"):
         directory.mkdir(parents=True)
         (directory / "tokenizer.json").write_text("{}")
     recipe = SimpleNamespace(batching=BatchingSettings(tokens_per_batch=120, max_sequence_length=60), seed=0)
     loaded = SimpleNamespace(directory=run, recipe=recipe, task=ShoutTask(), model=None)
     examples = write_examples(tmp_path)
-    prepared = SimpleNamespace(examples=lambda split: examples, tokenizer_directory=tmp_path / "prepared")
+    prepared = SimpleNamespace(examples=lambda split: examples, directory=tmp_path / "prepared")
     monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides: loaded)
     monkeypatch.setattr(stage, "prepare_data", lambda recipe, encode, data_dir: prepared)
     monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 2)
@@ -99,7 +100,7 @@ def test_predictions_are_in_the_order_of_the_split(stub_run):
 
 
 def test_changed_training_data_is_refused(stub_run):
-    (stub_run / "prepared" / "tokenizer.json").write_text('{"kind": "words"}')
+    (stub_run / "prepared" / "tokenizer" / "tokenizer.json").write_text('{"kind": "words"}')
     with pytest.raises(UserError, match=r"its training data has changed.*--data-dir"):
         stage.evaluate(stub_run / "run")
     assert not (stub_run / "run" / "predictions").exists()

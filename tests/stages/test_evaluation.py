@@ -14,7 +14,7 @@ def test_perplexity_is_over_tokens_and_not_over_batches():
     """Two batches, of 1 and of 3 tokens: the mean of their means would be another number."""
     batches = [np.int32([[5, 0, 0]]), np.int32([[1, 2, 3]])]
     stream = SimpleNamespace(
-        feature_names=["ids"], batches=lambda epoch: range(2), parts=lambda row: [{"ids": batches[row]}]
+        feature_types={"ids": "int32"}, batches=lambda epoch: range(2), parts=lambda row: [{"ids": batches[row]}]
     )
 
     def forward(model, batch, training):

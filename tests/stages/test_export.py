@@ -22,8 +22,7 @@ TEXTS = ["5. März 2021", "on the 3rd", "a", "bb a", "", "日本", "bb bb bb bb"
 class EchoTask:
     """Repeats a text character by character in a loop; the score is a sum over embeddings of a Keras layer."""
 
-    fields = ("source", "target")
-    needs_tokenizer = True
+    inputs = {"text": "source"}
 
     def __init__(self, tokenizer):
         import keras
@@ -73,7 +72,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def samples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "sample_texts", lambda run: TEXTS)
+        patch.setattr(stage, "sample_texts", lambda run: [(text,) for text in TEXTS])
         yield
 
 
@@ -143,7 +142,10 @@ def test_manifest_says_where_the_model_comes_from(published):
     _, to, _ = published
     manifest = json.loads((to / "5" / "assets.extra" / "kerasllm.json").read_text(encoding="utf-8"))
     assert manifest["recipe"] == {"task": "echo"}
-    assert manifest["endpoints"] == {"serving_default": ["score", "text"], "tokenize": ["lengths", "token_ids"]}
+    assert manifest["endpoints"] == {
+        "serving_default": {"inputs": ["text"], "outputs": ["text", "score"]},
+        "tokenize": {"inputs": ["text"], "outputs": ["token_ids", "lengths"]},
+    }
     assert manifest["weights"] == {"chosen": "step 7"}
     # printf weights | sha256sum
     assert manifest["sha256"] == {
@@ -223,7 +225,7 @@ def test_exported_run_answers_as_predict_does(trained_run, tmp_path, monkeypatch
 def test_samples_are_validation_sentences(trained_run):
     from kerasllm.trained_run import load_run
 
-    samples = SAMPLE_TEXTS(load_run(trained_run))
+    samples = [text for (text,) in SAMPLE_TEXTS(load_run(trained_run))]
     assert samples[stage.NUM_SENTENCES :] == list(stage.ODD_TEXTS)
     assert len(set(samples)) == len(samples)
     assert all(any(character.isdigit() for character in text) for text in samples[: stage.NUM_SENTENCES])

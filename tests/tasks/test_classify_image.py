@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.models.settings import MultilayerPerceptronSettings
 from kerasllm.tasks.classify_image import ClassifyImage
 
@@ -14,13 +15,14 @@ from kerasllm.tasks.classify_image import ClassifyImage
 def task():
     """Softmax regression of three numbers, whose class is the greatest of them."""
     sizes = MultilayerPerceptronSettings(num_inputs=3, num_classes=3, greatest_input=1.0, num_layers=0)
-    task = ClassifyImage(SimpleNamespace(model=sizes))
+    task = ClassifyImage(SimpleNamespace(model=sizes), Vocabulary())
     task.build_model().set_weights([np.eye(3), np.zeros(3)])
     return task
 
 
 def test_features_are_the_numbers_and_the_class_counted_from_1():
-    features = ClassifyImage.encode(None, {"image": tf.constant(["0 16 3", "7 8 9"]), "label": tf.constant(["0", "9"])})
+    texts = {"image": tf.constant(["0 16 3", "7 8 9"]), "label": tf.constant(["0", "9"])}
+    features = ClassifyImage.encode(Vocabulary(), texts)
     assert features["image"].to_list() == [[0, 16, 3], [7, 8, 9]]
     assert features["labels"].to_list() == [[1], [10]]
     assert {rows.dtype for rows in features.values()} == {tf.int32}
@@ -42,4 +44,4 @@ def test_any_text_is_answered(task):
 
 
 def test_accuracy(task):
-    assert task.metrics(["1", "2", "3", "3"], ["1", "2", "2", "3"]) == {"accuracy": 0.75}
+    assert task.metrics([{"text": text} for text in "1233"], ["1", "2", "2", "3"]) == {"accuracy": 0.75}

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.models.settings import SurfaceSettings
 from kerasllm.tasks.descend import Descend
 from kerasllm.training.objectives import Supervised
 
 
 def new_task(**numbers):
-    task = Descend(SimpleNamespace(model=SurfaceSettings(**numbers)))
+    task = Descend(SimpleNamespace(model=SurfaceSettings(**numbers)), Vocabulary())
     task.build_model()
     return task
 
 
 def test_features():
-    features = Descend.encode(None, {"slope_x": tf.constant(["-512", "3"]), "slope_y": tf.constant(["87", "0"])})
+    texts = {"slope_x": tf.constant(["-512", "3"]), "slope_y": tf.constant(["87", "0"])}
+    features = Descend.encode(Vocabulary(), texts)
     assert features["slope"].to_list() == [[-512, 87], [3, 0]]
     assert features["sample_weight"].to_list() == [[1], [1]]
 
@@ -50,6 +52,6 @@ def test_the_answer_is_where_it_stands():
 
 
 def test_the_distance_is_to_the_nearest_minimum():
-    assert new_task(landscape="rosenbrock").metrics(["4.0 5.0"], [""]) == {"distance": 5.0}
-    assert new_task(landscape="saddle").metrics(["3.0 -1.414214"], [""])["distance"] == pytest.approx(3.0)
-    assert np.isnan(new_task().metrics(["nan nan"], [""])["distance"])
+    assert new_task(landscape="rosenbrock").metrics([{"text": "4.0 5.0"}], [""]) == {"distance": 5.0}
+    assert new_task(landscape="saddle").metrics([{"text": "3.0 -1.414214"}], [""])["distance"] == pytest.approx(3.0)
+    assert np.isnan(new_task().metrics([{"text": "nan nan"}], [""])["distance"])

@@ -1,0 +1,90 @@
+"""What every task is made of. A task is a file in `tasks/`, found by its name, whose class fills this in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from kerasllm.data.vocabulary import Vocabulary
+    from kerasllm.settings import Settings
+
+
+class Task:
+    """Where data meets model: the fields of a record, the features made of them, the model, its loss, its answers.
+
+    Args:
+        recipe: with the sections that the task names.
+        vocabulary: tokenizer and labels, as `prepare` learnt them.
+    """
+
+    fields: tuple[str, ...]
+    """What each record must have."""
+    optional_fields: tuple[str, ...] = ()
+    """What a recipe may name besides."""
+    inputs: dict[str, str]
+    """What an answer is made from: argument of `answer` and of the endpoint -> field of a record."""
+    reference: str | None
+    """The field that an answer is measured against; None where there is no right answer."""
+    label_field: str | None = None
+    """The field that holds names of labels, which `prepare` numbers; None for a task without such labels."""
+    text_fields: tuple[str, ...] = ()
+    """The fields whose texts the tokenizer learns; without one there is no tokenizer."""
+    metric_names: tuple[str, ...]
+    """What `metrics` gives. The loss is measured for every task, and where it is named here the perplexity."""
+    sections: dict[str, type[Settings]]
+    """What a recipe says of the task: name of a section -> its settings."""
+
+    def __init__(self, recipe: Any, vocabulary: Vocabulary):
+        self.recipe, self.vocabulary = recipe, vocabulary
+        self.tokenizer = vocabulary.tokenizer
+        self.model: keras.Model | None = None
+
+    @staticmethod
+    def labels_in(text: str) -> list[str]:
+        """The names of the labels in the label field of a record; by default the whole text is one."""
+        return [text]
+
+    @staticmethod
+    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+        """Texts by field, string [B] -> numbers by feature, int32 or float32 [B, None]."""
+        raise NotImplementedError
+
+    def build_model(self) -> keras.Model:
+        """Makes `self.model`, of the recipe's numbers and the vocabulary, and returns it."""
+        raise NotImplementedError
+
+    def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """The logits of a batch; features are padded with 0 to [B, T]."""
+        raise NotImplementedError
+
+    def loss(
+        self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Losses of each position in nats, not reduced, and their weights, of the same shape, 0 at padding."""
+        raise NotImplementedError
+
+    def answer(self, *texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The answers to texts, as graph operations that are exported.
+
+        Args:
+            texts: string [B], one for each of `inputs` in their order.
+
+        Returns:
+            Outputs by name, each with B as its first dimension. The first one is what is shown and measured.
+        """
+        raise NotImplementedError
+
+    def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
+        """How good answers are.
+
+        Args:
+            answers: for each record the outputs of `answer` by name, as plain values.
+            references: what stands in the field `reference`.
+
+        Returns:
+            A value for each of `metric_names` but the perplexity; there may be others.
+        """
+        raise NotImplementedError
