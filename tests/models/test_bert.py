@@ -90,7 +90,7 @@ def test_segments_have_the_gradient_of_a_lookup(model):
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(model.segments(tf.constant(SEGMENTS)) * upstream)
     gradient = tape.gradient(total, table.value)
-    np.testing.assert_allclose(gradient, [upstream[SEGMENTS == kind].sum(0) for kind in (0, 1)], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [upstream[kind == SEGMENTS].sum(0) for kind in (0, 1)], rtol=1e-5)
 
 
 def test_dropout_is_for_training_alone():
