@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasllm.layers.dropout import Dropout
-from kerasllm.layers.projection import Projection
+from kerasllm.layers.projection import Projection, truncated_normal
 
 FORBIDDEN_SCORE = -1e9
 
@@ -70,6 +70,7 @@ class SelfAttention(keras.layers.Layer):
         num_heads: H.
         hidden_dim: D = H * K, size of input and result.
         dropout: rate applied to the attention probabilities.
+        initializer_stddev: of the weights; None for Glorot's.
 
     Raises:
         ValueError: `num_heads` does not divide `hidden_dim`.
@@ -77,16 +78,25 @@ class SelfAttention(keras.layers.Layer):
     Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.2.
     """
 
-    def __init__(self, num_heads: int, hidden_dim: int, dropout: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        hidden_dim: int,
+        dropout: float = 0.0,
+        initializer_stddev: float | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.heads = Heads(num_heads, hidden_dim)
-        # Glorot's limit belongs to each of the three D x D matrices, and not to the fused D x 3D one.
-        limit = (3.0 / hidden_dim) ** 0.5
-        self.query_key_value = Projection(
-            3 * hidden_dim, kernel_initializer=keras.initializers.RandomUniform(-limit, limit), name="query_key_value"
-        )
+        initializer = truncated_normal(initializer_stddev)
+        if initializer_stddev is None:
+            # Glorot's limit belongs to each of the three D x D matrices, and not to the fused D x 3D one.
+            limit = (3.0 / hidden_dim) ** 0.5
+            initializer = keras.initializers.RandomUniform(-limit, limit)
+        self.query_key_value = Projection(3 * hidden_dim, kernel_initializer=initializer, name="query_key_value")
         self.dropout = Dropout(dropout, name="dropout")
-        self.output_projection = Projection(hidden_dim, name="output")
+        output_initializer = truncated_normal(initializer_stddev)
+        self.output_projection = Projection(hidden_dim, kernel_initializer=output_initializer, name="output")
 
     def build(self, input_shape):
         self.query_key_value.build(input_shape)
@@ -126,7 +136,7 @@ class SelfAttention(keras.layers.Layer):
 class CrossAttention(keras.layers.Layer):
     r"""Attention of a sequence to a context; the keys and values of the context can be made once and kept.
 
-    Arguments, errors and reference as in `SelfAttention`.
+    Arguments but for `initializer_stddev`, errors and reference as in `SelfAttention`.
     """
 
     def __init__(self, num_heads: int, hidden_dim: int, dropout: float = 0.0, **kwargs):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasllm.layers.projection import product
+from kerasllm.layers.projection import product, truncated_normal
 
 Perturb = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -28,25 +28,28 @@ class TokenEmbedding(keras.layers.Layer):
     Args:
         vocabulary_size: V; token 0 is padding.
         hidden_dim: D.
+        initializer_stddev: None, or the standard deviation that the table begins with; the vectors are then not scaled.
 
     References: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.4;
     [Press and Wolf, 2017](https://arxiv.org/abs/1608.05859) for the shared table.
     """
 
-    def __init__(self, vocabulary_size: int, hidden_dim: int, **kwargs):
+    def __init__(self, vocabulary_size: int, hidden_dim: int, initializer_stddev: float | None = None, **kwargs):
         super().__init__(**kwargs)
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
-        self.table = self.add_weight(
-            name="table",
-            shape=(vocabulary_size, hidden_dim),
-            initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
-        )
+        self.is_scaled = initializer_stddev is None
+        initializer = truncated_normal(initializer_stddev)
+        if self.is_scaled:
+            initializer = keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
+        self.table = self.add_weight(name="table", shape=(vocabulary_size, hidden_dim), initializer=initializer)
         self.active = ActivePerturbations()
         self.built = True
 
     def call(self, token_ids: tf.Tensor) -> tf.Tensor:
         """token_ids: int32 [B, T] -> [B, T, D]."""
-        vectors = tf.gather(tf.convert_to_tensor(self.table), token_ids) * self.hidden_dim**0.5
+        vectors = tf.gather(tf.convert_to_tensor(self.table), token_ids)
+        if self.is_scaled:
+            vectors *= self.hidden_dim**0.5
         for perturb in self.active.functions:
             vectors = perturb(vectors, token_ids != 0)
         return vectors
@@ -81,15 +84,25 @@ class PositionEmbedding(keras.layers.Layer):
         max_sequence_length: number of positions that there are.
         hidden_dim: D, even for "sinusoidal".
         kind: "sinusoidal" or "learned".
+        initializer_stddev: of a learned table; $1 / \sqrt{D}$ if None.
 
     Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.5 (there sines and cosines alternate;
     here they lie side by side, which is the same up to the order of the dimensions).
     """
 
-    def __init__(self, max_sequence_length: int, hidden_dim: int, kind: str = "sinusoidal", **kwargs):
+    def __init__(
+        self,
+        max_sequence_length: int,
+        hidden_dim: int,
+        kind: str = "sinusoidal",
+        initializer_stddev: float | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if kind == "learned":
-            initializer = keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
+            initializer = truncated_normal(initializer_stddev)
+            if initializer_stddev is None:
+                initializer = keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
             self.table = self.add_weight(name="table", shape=(max_sequence_length, hidden_dim), initializer=initializer)
         else:
             self.table = sinusoidal_table(max_sequence_length, hidden_dim)
@@ -98,6 +111,34 @@ class PositionEmbedding(keras.layers.Layer):
     def call(self, positions: tf.Tensor) -> tf.Tensor:
         """positions: int32 [T] -> [T, D]."""
         return tf.cast(tf.gather(tf.convert_to_tensor(self.table), positions), self.compute_dtype)
+
+
+class SegmentEmbedding(keras.layers.Layer):
+    """A vector per kind of segment: the first and the second text of a pair, say.
+
+    Args:
+        num_segments: G.
+        hidden_dim: D.
+        initializer_stddev: of the table.
+
+    Reference: [Devlin et al., 2018](https://arxiv.org/abs/1810.04805).
+    """
+
+    def __init__(self, num_segments: int, hidden_dim: int, initializer_stddev: float = 0.02, **kwargs):
+        super().__init__(**kwargs)
+        self.num_segments, self.hidden_dim = num_segments, hidden_dim
+        initializer = truncated_normal(initializer_stddev)
+        self.table = self.add_weight(name="table", shape=(num_segments, hidden_dim), initializer=initializer)
+        self.built = True
+
+    def call(self, segment_ids: tf.Tensor | None) -> tf.Tensor:
+        """segment_ids: int32 [B, T] -> [B, T, D]; None, everything in segment 0 -> [D]."""
+        table = tf.cast(tf.convert_to_tensor(self.table), self.compute_dtype)
+        if segment_ids is None:
+            return table[0]
+        # A product: the gradient of a lookup would add all positions to the same few rows one after the other.
+        chosen = tf.one_hot(tf.reshape(segment_ids, [-1]), self.num_segments, dtype=table.dtype)  # [B * T, G]
+        return tf.reshape(product(chosen, table), tf.concat([tf.shape(segment_ids), [self.hidden_dim]], axis=0))
 
 
 def sinusoidal_table(max_sequence_length: int, hidden_dim: int) -> np.ndarray:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from kerasllm.layers.activation import activation as activation_of
 from kerasllm.layers.dropout import Dropout
-from kerasllm.layers.projection import Projection
+from kerasllm.layers.projection import Projection, truncated_normal
 
 
 class FeedForward(keras.layers.Layer):
@@ -15,20 +16,28 @@ class FeedForward(keras.layers.Layer):
     Args:
         hidden_dim: D, size of input and result.
         intermediate_dim: F, size between the two projections.
-        activation: Keras activation f, by name.
+        activation: f, a name that `layers.activation` knows.
         dropout: rate applied to the intermediate activations.
+        initializer_stddev: of the weights; None for Glorot's.
 
     Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.3.
     """
 
     def __init__(
-        self, hidden_dim: int, intermediate_dim: int, activation: str = "relu", dropout: float = 0.0, **kwargs
+        self,
+        hidden_dim: int,
+        intermediate_dim: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        initializer_stddev: float | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
-        self.expand = Projection(intermediate_dim, name="expand")
-        self.activation = keras.activations.get(activation)
+        expand_initializer, contract_initializer = (truncated_normal(initializer_stddev) for _ in range(2))
+        self.expand = Projection(intermediate_dim, kernel_initializer=expand_initializer, name="expand")
+        self.activation = activation_of(activation)
         self.dropout = Dropout(dropout, name="dropout")
-        self.contract = Projection(hidden_dim, name="contract")
+        self.contract = Projection(hidden_dim, kernel_initializer=contract_initializer, name="contract")
 
     def build(self, input_shape):
         self.expand.build(input_shape)

@@ -6,6 +6,11 @@ import keras
 import tensorflow as tf
 
 
+def truncated_normal(stddev: float | None) -> keras.initializers.Initializer | str:
+    """Normal, cut at two standard deviations, as the weights of BERT begin; Glorot's uniform one for None."""
+    return "glorot_uniform" if stddev is None else keras.initializers.TruncatedNormal(stddev=stddev)
+
+
 class Projection(keras.layers.Layer):
     r"""$y = x W^\top + b$ over the last axis.
 

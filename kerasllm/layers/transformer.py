@@ -23,10 +23,10 @@ class Residual(keras.layers.Layer):
     [Xiong et al., 2020](https://arxiv.org/abs/2002.04745).
     """
 
-    def __init__(self, normalization: str, dropout: float, **kwargs):
+    def __init__(self, normalization: str, dropout: float, epsilon: float = 1e-6, **kwargs):
         super().__init__(**kwargs)
         self.pre_norm = normalization == "pre"
-        self.normalization = LayerNormalization(name="normalization")
+        self.normalization = LayerNormalization(epsilon, name="normalization")
         self.dropout = Dropout(dropout, name="dropout")
 
     def build(self, input_shape):
@@ -49,12 +49,14 @@ class TransformerBlock(keras.layers.Layer):
         num_heads: H.
         hidden_dim: D.
         intermediate_dim: F.
-        activation: of the feed-forward network, a Keras name.
+        activation: of the feed-forward network, a name that `layers.activation` knows.
         dropout: rate after each part.
         attention_dropout: rate of the attention probabilities.
         activation_dropout: rate inside the feed-forward network.
         normalization: "pre" or "post".
         has_context: whether it attends to a context.
+        epsilon: of the normalizations.
+        initializer_stddev: of the weights of self-attention and feed-forward network; None for Glorot's.
     """
 
     def __init__(
@@ -68,19 +70,23 @@ class TransformerBlock(keras.layers.Layer):
         activation_dropout: float = 0.0,
         normalization: str = "pre",
         has_context: bool = False,
+        epsilon: float = 1e-6,
+        initializer_stddev: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.self_attention = SelfAttention(num_heads, hidden_dim, attention_dropout, name="self_attention")
-        self.self_attention_residual = Residual(normalization, dropout, name="self_attention_residual")
+        self.self_attention = SelfAttention(
+            num_heads, hidden_dim, attention_dropout, initializer_stddev, name="self_attention"
+        )
+        self.self_attention_residual = Residual(normalization, dropout, epsilon, name="self_attention_residual")
         self.cross_attention = None
         if has_context:
             self.cross_attention = CrossAttention(num_heads, hidden_dim, attention_dropout, name="cross_attention")
-            self.cross_attention_residual = Residual(normalization, dropout, name="cross_attention_residual")
+            self.cross_attention_residual = Residual(normalization, dropout, epsilon, name="cross_attention_residual")
         self.feed_forward = FeedForward(
-            hidden_dim, intermediate_dim, activation, activation_dropout, name="feed_forward"
+            hidden_dim, intermediate_dim, activation, activation_dropout, initializer_stddev, name="feed_forward"
         )
-        self.feed_forward_residual = Residual(normalization, dropout, name="feed_forward_residual")
+        self.feed_forward_residual = Residual(normalization, dropout, epsilon, name="feed_forward_residual")
 
     def build(self, input_shape):
         parts = [self.self_attention, self.self_attention_residual, self.feed_forward, self.feed_forward_residual]

@@ -7,6 +7,40 @@ from pydantic import Field, model_validator
 from kerasllm.settings import Settings
 
 
+class BertSettings(Settings):
+    """The numbers of `models/bert.py`. The vocabulary size is not one of them: the tokenizer has it.
+
+    Published sizes, as num_layers, num_heads, hidden_dim, intermediate_dim (Devlin et al., 2018; Turc et al., 2019):
+    tiny 2, 2, 128, 512; mini 4, 4, 256, 1024; small 4, 8, 512, 2048; medium 8, 8, 512, 2048;
+    base 12, 12, 768, 3072; large 24, 16, 1024, 4096.
+    """
+
+    num_layers: int = Field(default=12, ge=1)
+    num_heads: int = Field(default=12, ge=1)
+    hidden_dim: int = Field(default=768, ge=1)
+    intermediate_dim: int = Field(default=3072, ge=1)
+    max_sequence_length: int = Field(default=512, ge=2)
+    """Positions, special tokens included."""
+    num_segments: int = Field(default=2, ge=1)
+    """Kinds of segments that a sequence may consist of."""
+    activation: Literal["gelu", "gelu_approximate", "relu", "silu", "tanh"] = "gelu"
+    """Published weights need the one that they were trained with: most `gelu`, the exact form."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """After the embeddings and after each part of a block."""
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of the attention probabilities."""
+    epsilon: float = Field(default=1e-12, gt=0)
+    """Of the normalizations."""
+    initializer_stddev: float = Field(default=0.02, gt=0)
+    """Of the normal distribution, cut at two of it, that the weights begin with."""
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> "BertSettings":
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}")
+        return self
+
+
 class MultilayerPerceptronSettings(Settings):
     """The numbers of `models/multilayer_perceptron.py`; those of the inputs are of scikit-learn's digits."""
 

@@ -1,0 +1,106 @@
+"""BERT: a Transformer encoder that reads a text, or a pair of texts, in both directions."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from kerasllm.layers.attention import padding_attention_mask
+from kerasllm.layers.dropout import Dropout
+from kerasllm.layers.embedding import PositionEmbedding, SegmentEmbedding, TokenEmbedding
+from kerasllm.layers.normalization import LayerNormalization
+from kerasllm.layers.projection import Projection, truncated_normal
+from kerasllm.layers.transformer import TransformerBlock
+
+
+class Bert(keras.Model):
+    """Gives a vector for each token that has seen all others; `layers/heads.py` makes answers of them.
+
+    Args:
+        vocabulary_size: V; token 0 is padding.
+        num_layers: blocks.
+        num_heads: H.
+        hidden_dim: D.
+        intermediate_dim: F.
+        max_sequence_length: number of positions.
+        num_segments: kinds of segments that a sequence may consist of.
+        activation: of the feed-forward networks, a name that `layers.activation` knows.
+        dropout: rate after the embeddings and after each part of a block.
+        attention_dropout: rate of the attention probabilities.
+        epsilon: of the normalizations.
+        initializer_stddev: of the weights at first.
+
+    Raises:
+        ValueError: `num_heads` does not divide `hidden_dim`.
+
+    Reference: [Devlin et al., 2018](https://arxiv.org/abs/1810.04805).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        hidden_dim: int = 768,
+        intermediate_dim: int = 3072,
+        max_sequence_length: int = 512,
+        num_segments: int = 2,
+        activation: str = "gelu",
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        epsilon: float = 1e-12,
+        initializer_stddev: float = 0.02,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
+        self.max_sequence_length = max_sequence_length
+        stddev = initializer_stddev
+        self.embedding = TokenEmbedding(vocabulary_size, hidden_dim, stddev, name="embedding")
+        self.positions = PositionEmbedding(max_sequence_length, hidden_dim, "learned", stddev, name="positions")
+        self.segments = SegmentEmbedding(num_segments, hidden_dim, stddev, name="segments")
+        self.embedding_norm = LayerNormalization(epsilon, name="embedding_norm")
+        self.embedding_dropout = Dropout(dropout, name="embedding_dropout")
+        self.blocks = [
+            TransformerBlock(
+                num_heads,
+                hidden_dim,
+                intermediate_dim,
+                activation,
+                dropout,
+                attention_dropout,
+                normalization="post",
+                epsilon=epsilon,
+                initializer_stddev=stddev,
+                name=f"layer_{index}",
+            )
+            for index in range(num_layers)
+        ]
+        self.pooler = Projection(hidden_dim, kernel_initializer=truncated_normal(stddev), name="pooler")
+        for layer in (self.embedding_norm, *self.blocks, self.pooler):
+            layer.build((None, None, hidden_dim))  # now, so that weights can be loaded and counted before any call
+        self.built = True
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """A vector for each token.
+
+        Args:
+            inputs: `token_ids` int32 [B, T], 0 at padding, and if there are several segments `segment_ids` int32
+                [B, T].
+
+        Returns:
+            [B, T, D]; what stands at padding means nothing.
+        """
+        token_ids = inputs["token_ids"]
+        mask = padding_attention_mask(token_ids != 0)
+        x = self.embedding(token_ids) + (
+            self.positions(tf.range(tf.shape(token_ids)[1])) + self.segments(inputs.get("segment_ids"))
+        )  # [B, T, D]
+        x = self.embedding_dropout(self.embedding_norm(x), training=training)
+        for block in self.blocks:
+            x, _ = block(x, attention_mask=mask, training=training)
+        return x
+
+    def pooled(self, hidden: tf.Tensor) -> tf.Tensor:
+        """hidden: [B, T, D], from `call` -> [B, D], one vector for the sequence, made of that of its first token."""
+        return tf.tanh(self.pooler(hidden[:, 0]))
