@@ -41,7 +41,7 @@ def reference(model, ids, segments, num_heads=2):
     weights = {weight.path: weight.numpy().astype("float64") for weight in model.weights}
 
     def dense(name, x):
-        return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+        return x @ weights[f"{name}/kernel"].T + weights[f"{name}/bias"]
 
     def norm(name, x):
         return normalized(x, weights[f"{name}/scale"], weights[f"{name}/offset"])
@@ -72,7 +72,7 @@ def test_hidden_vectors_follow_the_formulas(model):
     expected = reference(model, IDS, SEGMENTS)
     np.testing.assert_allclose(hidden, expected, atol=2e-5)
     kernel, bias = (weight.numpy() for weight in model.pooler.weights)
-    np.testing.assert_allclose(model.pooled(hidden), np.tanh(expected[:, 0] @ kernel + bias), atol=2e-5)
+    np.testing.assert_allclose(model.pooled(hidden), np.tanh(expected[:, 0] @ kernel.T + bias), atol=2e-5)
 
 
 def test_without_segments_everything_is_the_first(model):
@@ -131,7 +131,7 @@ def test_masked_tokens_are_asked_for_by_position(model):
     hidden = np.random.default_rng(2).normal(size=(2, 6, 8)).astype("float32")
     logits = head(tf.constant(hidden), tf.constant([[1, 4], [0, 0]]), embedding=model.embedding)
     chosen = np.stack([hidden[0, [1, 4]], hidden[1, [0, 0]]])
-    vectors = normalized(gelu(chosen @ head.dense.kernel.numpy()), 1.0, 0.0)
+    vectors = normalized(gelu(chosen @ head.dense.kernel.numpy().T), 1.0, 0.0)
     expected = vectors @ model.embedding.table.numpy().T + np.arange(13) / 10
     assert logits.dtype == tf.float32
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -140,9 +140,9 @@ def test_masked_tokens_are_asked_for_by_position(model):
 def test_heads_are_dense_layers_of_float32_logits():
     x = np.random.default_rng(3).normal(size=(2, 5, 8)).astype("float32")
     tags, answers = ClassificationHead(3, 8), SpanHead(8)
-    np.testing.assert_allclose(tags(tf.constant(x)), x @ tags.dense.kernel.numpy(), atol=1e-6)
-    np.testing.assert_allclose(tags(tf.constant(x[:, 0])), x[:, 0] @ tags.dense.kernel.numpy(), atol=1e-6)
+    np.testing.assert_allclose(tags(tf.constant(x)), x @ tags.dense.kernel.numpy().T, atol=1e-6)
+    np.testing.assert_allclose(tags(tf.constant(x[:, 0])), x[:, 0] @ tags.dense.kernel.numpy().T, atol=1e-6)
     start, end = answers(tf.constant(x))
-    np.testing.assert_allclose(np.stack([start, end], -1), x @ answers.dense.kernel.numpy(), atol=1e-6)
+    np.testing.assert_allclose(np.stack([start, end], -1), x @ answers.dense.kernel.numpy().T, atol=1e-6)
     assert np.abs(tags(tf.constant(x), training=True) - tags(tf.constant(x), training=True)).max() > 1e-4
     assert [weight.path.split("/", 1)[1] for weight in tags.trainable_weights] == ["dense/kernel", "dense/bias"]
