@@ -15,10 +15,11 @@ import tensorflow as tf
 
 import kerasllm
 from kerasllm.data.preparation import prepare_data
-from kerasllm.data.store import Prepared
+from kerasllm.data.store import Examples, Prepared
 from kerasllm.data.vocabulary import copy_vocabulary
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
+from kerasllm.evaluation import png_of
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
@@ -50,7 +51,7 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     check_recipe(recipe)
     check_run(directory, recipe)
     strategy = build_strategy(recipe.training.num_replicas)  # before TensorFlow runs anything: it fixes the devices
-    prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
+    prepared = prepare_data(recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
     begin_run(directory, recipe, prepared)
     finished = read_manifest(directory).get("finished")
@@ -143,7 +144,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         ("recipe", run.recipe.name),
         ("parameters", f"{parameters:,}"),
         ("vocabulary", f"{prepared.vocabulary_size:,}" if prepared.vocabulary_size else "none"),
-        ("examples", f"{len(examples):,}, {run.stream.num_too_long:,} of them too long and left out"),
+        ("examples", describe_examples(examples, run.stream.num_too_long)),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
         ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
         ("replicas", f"{run.strategy.num_replicas_in_sync}"),
@@ -151,6 +152,13 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
     show_table(f"train: {run.directory.path}", ("", ""), rows)
     if run.recipe.ticks:
         show_table("timeline", ("after step", "change", "trained parameters"), run.timeline.rows())
+
+
+def describe_examples(examples: Examples, num_too_long: int) -> str:
+    """How many there are, and what became of those that are too long."""
+    if examples.num_cut is not None:
+        return f"{len(examples):,}, {examples.num_cut:,} of them too long and cut"
+    return f"{len(examples):,}, {num_too_long:,} of them too long and left out"
 
 
 def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
@@ -196,7 +204,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     writer = tf.summary.create_file_writer(str(run.directory.logs_path))
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
-        evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
+        evaluation = Evaluation(lambda: evaluate_now(run, writer), run.plan, settings, run.directory, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
         ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report_tick, writer))
         ticking.restore(state.get("ticks", []), state["step"])
@@ -237,10 +245,16 @@ def report_tick(writer: tf.summary.SummaryWriter, step: int, text: str) -> None:
         tf.summary.text("ticks", text)
 
 
-def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:
-    """The metrics of the validation split with the weights of this moment, and samples for TensorBoard."""
+def evaluate_now(run: Run, writer: tf.summary.SummaryWriter) -> tuple[dict[str, Any], list[str]]:
+    """The metrics of the validation split with the weights of this moment, and samples for TensorBoard.
+
+    The task's pictures of its answers go to TensorBoard, too.
+    """
     with run.trainer.answering_weights():
         metrics, rows = run.evaluator("evaluate")
+    with writer.as_default(run.trainer.optimizer.iterations.numpy()):
+        for name, figure in run.task.pictures(run.evaluator.answers, run.evaluator.references).items():
+            tf.summary.image(f"validation/{name}", tf.io.decode_png(png_of(figure))[None])
     return metrics, ["\n\n".join(f"{name}: {value}" for name, value in row.items()) for row in rows[:NUM_SAMPLES]]
 
 

@@ -26,10 +26,6 @@ class ShoutTask:
     reference = "target"
     metric_names = ("exact_match", "perplexity")
 
-    @staticmethod
-    def encode(vocabulary, texts):
-        raise AssertionError("the examples are prepared")
-
     def answer(self, texts):
         import tensorflow as tf
 
@@ -74,7 +70,7 @@ def stub_run(tmp_path, monkeypatch):
     examples = write_examples(tmp_path)
     prepared = SimpleNamespace(examples=lambda split: examples, directory=tmp_path / "prepared")
     monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides: loaded)
-    monkeypatch.setattr(stage, "prepare_data", lambda recipe, encode, data_dir: prepared)
+    monkeypatch.setattr(stage, "prepare_data", lambda recipe, data_dir: prepared)
     monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 2)
     return tmp_path
 
