@@ -20,7 +20,7 @@ MAX_EXPONENT = 709.0
 def png_of(figure: Figure) -> bytes:
     """A picture as the content of a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
     return content.getvalue()
 
 

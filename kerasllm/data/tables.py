@@ -153,9 +153,7 @@ def read_rows(
     return _ROWS[table_kind(path.name)](path, columns or {}, header)
 
 
-def read_table(
-    path: Path, columns: Mapping[str, str], header: Sequence[str] | None = None
-) -> Iterator[dict[str, str]]:
+def read_table(path: Path, columns: Mapping[str, str], header: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
     """Yield the records of a table, field -> text; the arguments are those of `read_rows`."""
     for number, row in read_rows(path, columns, header):
         yield {

@@ -39,7 +39,7 @@ def show_report(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         columns = ("", *next(iter(table.values())))
         show_table(name, columns, [(row, *map(shown, cells.values())) for row, cells in table.items()])
     names = [name for name, value in rows[0].items() if not isinstance(value, list)]
-    samples = [tuple(str(row[name]) for name in names) for row in rows[:NUM_SAMPLES]]
+    samples = [tuple(shown(row[name]) for name in names) for row in rows[:NUM_SAMPLES]]
     show_table("the first of them", names, samples)
 
 
