@@ -87,7 +87,8 @@ assert not {"tensorflow", "keras"} & set(sys.modules)
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("recipes",), ("new",), ("prepare",), ("train",), ("compare",), ("evaluate",), ("predict",), ("export",)]
+    "command",
+    [(), *((name,) for name in ("recipes", "new", "prepare", "train", "compare", "evaluate", "predict", "export"))],
 )
 def test_every_command_has_help_with_an_example(run, command):
     code, out, err = run(*command, "--help")

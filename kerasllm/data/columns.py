@@ -1,8 +1,6 @@
 """What the columns of somebody's table hold: which is the text, which the label, and of what kind the label is."""
 
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +17,6 @@ SEPARATORS = (",", ";", "|")
 MAX_CLASSES_OF_NUMBERS = 20
 """More different whole numbers than these are a number to be told, and not names of classes."""
 MIN_TEXT_CHARACTERS = 4
-_WIDE_CHARACTERS = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
 
 
 @dataclass
@@ -132,9 +129,3 @@ def guess_kind(label: Column) -> tuple[str, str]:
         if any(separator in cell for cell in counts) and len(parts) < len(counts):
             return "several_labels", separator
     return "one_label", ","
-
-
-def guess_num_tokens(texts: Sequence[str]) -> int:
-    """About how many subwords the texts of a record have: one and a half a word, and one a Chinese character."""
-    wide = sum(len(_WIDE_CHARACTERS.findall(text)) for text in texts)
-    return wide + round(1.5 * sum(len(text.split()) for text in texts))

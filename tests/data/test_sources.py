@@ -80,7 +80,7 @@ def test_parquet(tmp_path):
         {"source": "three, four", "target": ""},
         {"source": "", "target": "4.0"},
     ]
-    with pytest.raises(UserError, match=r"a\.parquet: data\.columns\.target: no column 'm'; use one of en, n, other \("):
+    with pytest.raises(UserError, match=r"a\.parquet: data\.columns\.target: no column 'm'; use one of en, n, other"):
         read(table("a.parquet", target="m"), tmp_path)
     with pytest.raises(UserError, match=r"a\.parquet:1: column 'other': holds a list; text or a number is needed"):
         read(table("a.parquet", target="other"), tmp_path)
@@ -111,7 +111,7 @@ def test_shares_of_one_table(write, tmp_path):
         return {name: [r["source"] for r in read(settings, tmp_path, name)] for name in settings.splits}
 
     first = split(rows)
-    assert sorted(sum(first.values(), []), key=int) == [str(n) for n in range(1000)]
+    assert sorted([source for part in first.values() for source in part], key=int) == [str(n) for n in range(1000)]
     assert [len(first[name]) for name in ("validation", "test")] == pytest.approx([100, 200], rel=0.25)
     more = split([*(f"new {n},5" for n in range(500)), *rows, *rows])
     for name, sources in first.items():
