@@ -29,6 +29,7 @@ class ClassifyImage:
     metric_names = ("accuracy",)
     sections = {"model": MultilayerPerceptronSettings}
     needs_tokenizer = False
+    augmented_inputs = {"image": "image"}
 
     def __init__(self, recipe: Any, tokenizer: None = None):
         self.recipe = recipe

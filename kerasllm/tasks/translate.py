@@ -33,6 +33,7 @@ class Translate:
     fields = ("source", "target")
     metric_names = ("bleu", "chrf", "exact_match")
     needs_tokenizer = True
+    augmented_inputs = {"encoder_token_ids": "tokens"}
     sections = {"model": EncoderDecoderSettings, "generation": GenerationSettings}
 
     def __init__(self, recipe: Any, tokenizer: Any):
