@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import keras
@@ -32,6 +32,8 @@ class Task:
     """The field that holds names of labels, which `prepare` numbers; None for a task without such labels."""
     text_fields: tuple[str, ...] = ()
     """The fields whose texts the tokenizer learns; without one there is no tokenizer."""
+    augmented_inputs: ClassVar[dict[str, str]] = {}
+    """What augmentation may change: feature -> its kind, as `data/augmentation.py` names it."""
     metric_names: tuple[str, ...]
     """What `metrics` gives. The loss is measured for every task, and where it is named here the perplexity."""
     sections: dict[str, type[Settings]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kerasllm.data.augmentation import AugmentedTraining
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.store import Examples, RaggedArray
 from kerasllm.errors import UserError
@@ -132,6 +133,7 @@ class BatchStream:
 
     Attributes:
         accumulation: planned batches of each step; can be set before the first step is asked for.
+        augmentation: changes what `dataset` gives, never what `parts` gives for evaluation; None changes nothing.
 
     Raises:
         UserError: every example is too long.
@@ -147,6 +149,7 @@ class BatchStream:
     ) -> None:
         self.num_replicas, self.micro_batches = num_replicas, micro_batches
         self.accumulation = Accumulation()
+        self.augmentation: AugmentedTraining | None = None
         self.examples, self._features = examples, examples.features
         self._position = (0, 0, 0)
         fits = examples.lengths.max(axis=1) <= settings.max_sequence_length
@@ -199,19 +202,30 @@ class BatchStream:
 
     def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""
+        return self._split(pad_batch(self._features, rows), rows)
+
+    def _split(self, batch: dict[str, np.ndarray], rows: np.ndarray) -> list[dict[str, np.ndarray]]:
+        parts = np.array_split(np.arange(len(rows)), self.num_replicas * self.micro_batches)
         return [
-            pad_batch(self._features, part) if len(part) else self._nothing(rows)
-            for part in np.array_split(rows, self.num_replicas * self.micro_batches)
+            self._cut(batch, rows, part[0], part[-1] + 1) if len(part) else self._nothing(batch, rows) for part in parts
         ]
 
-    def _nothing(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.zeros_like(array) for name, array in pad_batch(self._features, rows[:1]).items()}
+    def _cut(self, batch: dict[str, np.ndarray], rows: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Some examples of a batch, without the columns that are padding in all of them."""
+        longest = self.examples.lengths[rows[start:stop]].max(axis=0)
+        return {name: batch[name][start:stop, :end] for name, end in zip(self._features, longest, strict=True)}
 
-    def _elements(self, window: list[np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
-        """The planned batches of one step as an element for each replica."""
-        parts = [self.parts(rows) for rows in window]
+    def _nothing(self, batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.zeros_like(array) for name, array in self._cut(batch, rows, 0, 1).items()}
+
+    def _elements(self, window: list[np.ndarray], epoch: int, step: int) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+        """The planned batches of the step after `step` optimizer steps, as an element for each replica."""
+        batches = [pad_batch(self._features, rows) for rows in window]
+        if self.augmentation is not None:
+            batches = [self.augmentation(batch, rows, epoch, step) for batch, rows in zip(batches, window, strict=True)]
+        parts = [self._split(batch, rows) for batch, rows in zip(batches, window, strict=True)]
         missing = (self.accumulation.greatest - len(window)) * self.micro_batches
-        nothing = (self._nothing(window[0]),) * missing
+        nothing = (self._nothing(batches[0], window[0]),) * missing
         for replica in range(self.num_replicas):
             mine = slice(replica * self.micro_batches, (replica + 1) * self.micro_batches)
             yield tuple(part for batch in parts for part in batch[mine]) + nothing
@@ -221,9 +235,10 @@ class BatchStream:
         for epoch in count(first_epoch):
             batches = self.batches(epoch)
             windows = self.accumulation.windows(len(batches), step)
+            for number, window in enumerate(windows):
+                if epoch > first_epoch or number >= step_in_epoch:
+                    yield from self._elements(batches[window], epoch, step + number)
             step += len(windows)
-            for window in windows[step_in_epoch if epoch == first_epoch else 0 :]:
-                yield from self._elements(batches[window])
 
     def dataset(self) -> "tf.data.Dataset":
         """Elements without end, features [B, T], made ahead of use; starts where `seek` said before `iter`."""

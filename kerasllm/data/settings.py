@@ -1,4 +1,4 @@
-"""What a recipe can say in its sections `data`, `cleaning`, `tokenizer` and `batching`. Loads no TensorFlow."""
+"""What a recipe can say of its data: `data`, `cleaning`, `tokenizer`, `batching`, `augmentation`. No TensorFlow."""
 
 from typing import Annotated, Any, Literal
 
@@ -187,3 +187,33 @@ class BatchingSettings(Settings):
                 f"max_sequence_length {self.max_sequence_length} exceeds tokens_per_batch {self.tokens_per_batch}"
             )
         return self
+
+
+class TokenDropoutSettings(Settings):
+    """Tokens that the model reads, in sequences that it does not have to write, become the unknown token."""
+
+    name: Literal["token_dropout"]
+    rate: float = Field(gt=0, lt=1)
+    """Probability of each token; special tokens and padding stay."""
+
+
+class ShiftSettings(Settings):
+    """Square images move up or down, and left or right."""
+
+    name: Literal["shift"]
+    pixels: int = Field(ge=1)
+    """Greatest way in each direction; what comes in is 0."""
+
+
+class CutoutSettings(Settings):
+    """A square of each image becomes 0."""
+
+    name: Literal["cutout"]
+    size: int = Field(ge=1)
+    """Side of the square, in pixels; its centre is any pixel, so that part of it may lie outside."""
+
+
+AugmentationSettings = Annotated[
+    TokenDropoutSettings | ShiftSettings | CutoutSettings,
+    Field(discriminator="name"),
+]

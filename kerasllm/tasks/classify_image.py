@@ -28,6 +28,7 @@ class ClassifyImage(Task):
     reference = "label"
     metric_names = ("accuracy",)
     sections = {"model": MultilayerPerceptronSettings}
+    augmented_inputs = {"image": "image"}
 
     @staticmethod
     def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasllm.training.adversarial import Objective
+from kerasllm.training.normalization_gates import Gate
 from kerasllm.training.optimizers import add_penalty_gradients
 
 DRAWS_PER_STEP = 1024  # of one layer; one that draws more often begins to repeat what it will draw in the next step
@@ -33,6 +34,7 @@ class Trainer(keras.Model):
         average_decay: function of the step, int64 scalar, that gives the decay of the moving average of the weights
             $\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ ([Polyak and Juditsky, 1992](
             https://doi.org/10.1137/0330046)); None keeps no average.
+        gates: of the model; each is set after a step to its value for the next one, and is not averaged.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Trainer(keras.Model):
         l1: float = 0.0,
         l2: float = 0.0,
         average_decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        gates: Sequence[Gate] = (),
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -50,10 +53,17 @@ class Trainer(keras.Model):
         self.objective = objective
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
         self.average_decay = average_decay
-        self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
+        self.gates = gates
+        self.averages = [_copy_of(weight) for weight in self.averaged_weights]
         weights = {id(weight) for weight in model.weights}
         self.generator_states = [variable for variable in model.variables if id(variable) not in weights]
         self.built = True
+
+    @property
+    def averaged_weights(self) -> list[keras.Variable]:
+        """The weights of the model that a moving average is kept of, in the order of the averages."""
+        gated = {id(gate.variable) for gate in self.gates}
+        return [weight for weight in self.model.weights if self.average_decay and id(weight) not in gated]
 
     @property
     def state_variables(self) -> list[keras.Variable]:
@@ -64,17 +74,16 @@ class Trainer(keras.Model):
     @contextmanager
     def answering_weights(self) -> Iterator[list[keras.Variable]]:
         """The model's weights; inside the block they hold the moving average, where one is kept."""
-        weights = self.model.weights
-        trained = [np.array(weight.value) for weight in weights] if self.averages else []
-        _assign_all(weights if self.averages else [], self.averages)
+        trained = [np.array(weight.value) for weight in self.averaged_weights]
+        _assign_all(self.averaged_weights, self.averages)
         try:
-            yield weights
+            yield self.model.weights
         finally:
-            _assign_all(weights if self.averages else [], trained)
+            _assign_all(self.averaged_weights, trained)
 
     def start_averages(self) -> None:
         """Sets the average to the weights of this moment."""
-        _assign_all(self.averages, self.model.weights if self.averages else [])
+        _assign_all(self.averages, self.averaged_weights)
 
     def call(self, inputs, training: bool = False):
         """The model itself."""
@@ -110,8 +119,10 @@ class Trainer(keras.Model):
         self.optimizer.apply(gradients if count == 1 else [g / count for g in gradients], variables)
         if self.average_decay is not None:
             decay = self.average_decay(self.optimizer.iterations.value)
-            for average, variable in zip(self.averages, self.model.weights, strict=True):
+            for average, variable in zip(self.averages, self.averaged_weights, strict=True):
                 average.assign(variable + decay * (average - variable))
+        for gate in self.gates:
+            gate.set(self.optimizer.iterations.value)
         return {
             "loss": loss / weight,
             "tokens": weight,

@@ -37,9 +37,12 @@ training:
 
 TIMELINE = """\
   average_decay: 0.9
+augmentation: [{name: token_dropout, rate: 0.2}]
 ticks:
   - {at_step: 2, freeze: "embedding/.*", learning_rate_factor: 0.5, accumulate_batches: 2}
-  - {at_share: 0.6, unfreeze: ".*", schedule: {name: constant}, dropout: 0.1}
+  - {at_step: 4, augmentation: false, objective: {name: r_drop, alpha: 1.0}, label_smoothing: 0.1}
+  - {at_step: 5, open_normalization: {layers: "encoder_layer_.*/normalization", over_steps: 8}}
+  - {at_share: 0.6, unfreeze: ".*", schedule: {name: constant}, dropout: 0.1, augmentation: true}
   - {when_plateau: {metric: validation_exact_match, patience_evaluations: 1}, learning_rate_factor: 0.1}
 """
 
@@ -69,10 +72,15 @@ def arrays_of(run_dir, step):
     }
 
 
+def gates_of(run_dir, step):
+    weights = np.load(run_dir / "checkpoints" / f"step_{step:08d}" / "weights.npz")
+    return {float(value) for name, value in weights.items() if name.endswith("normalization/gate")}
+
+
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe):
     """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run.
 
-    With all that a run carries along: ticks of every kind, accumulation, and an average of the weights.
+    With all that a run carries along: ticks of every kind, accumulation, augmentation, and an average of the weights.
     """
     recipe.write_text(RECIPE + TIMELINE)
     straight = train(tmp_path / "straight", "--json")
@@ -81,6 +89,9 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recip
     assert report["steps"] == 14
     assert "mean of steps 7, 14" in straight.stderr
     assert "step 2: tick: freeze embedding/.*, learning_rate_factor 0.5, accumulate_batches 2" in straight.stderr
+    assert "step 4: tick: objective r_drop, label_smoothing 0.1, augmentation off;" in straight.stderr
+    gates = {step: gates_of(tmp_path / "straight", step) for step in (7, 14)}
+    assert gates == {7: {0.25}, 14: {1.0}}, "of the step, although the other weights are averaged"
 
     stopped = tmp_path / "stopped"
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -207,6 +218,48 @@ def test_a_plateau_of_a_metric_that_the_task_has_not(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "augmentation: [{name: shift, pixels: 1}]",
+            "augmentation[0]: shift: changes image, and what this task lets be",
+        ),
+        ("ticks: [{at_step: 1, augmentation: false}]", "ticks[0].augmentation: the recipe has no list `augmentation`"),
+        (
+            "ticks: [{at_step: 1, objective: {name: pgd_input, input: encoder_token_ids, epsilon: 1, step_size: 1}}]",
+            "ticks[0].objective: no float input 'encoder_token_ids'; the batch has encoder_token_ids (int32)",
+        ),
+        (
+            "ticks: [{at_step: 3, accumulate_batches: 99}]",
+            "ticks[0].accumulate_batches: 99 is more than the 11 batches",
+        ),
+        (
+            "ticks: [{at_step: 9, open_normalization: {layers: norm, over_steps: 6}}]",
+            "ticks[0].open_normalization.over_steps: 6 is more than the 5 steps that are left",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_line_before_anything_is_written(tmp_path, recipe, line, message):
+    recipe.write_text(f"{RECIPE}{line}\n")
+    with pytest.raises(UserError) as caught:
+        stage.train(load_recipe(recipe), tmp_path / "run")
+    assert str(caught.value).startswith(f"{recipe}:15: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("accumulate_batches=12", "accumulate_batches: 12 is more than the 11 batches of an epoch; lower it"),
+        ("micro_batches=70", "micro_batches: 70 on each of 1 replicas are 70 parts of a batch, which has at most"),
+    ],
+)
+def test_a_batch_that_cannot_be_split_or_accumulated(tmp_path, recipe, change, message):
+    with pytest.raises(UserError, match=rf"^--set training\.{message}"):
+        stage.train(load_recipe(recipe, [f"training.{change}"]), tmp_path / "run")
+
+
 def test_batches_longer_than_the_model(train, tmp_path):
     refused = train(tmp_path / "run", "--set", "model.max_sequence_length=40")
     assert refused.returncode == 2
@@ -214,7 +267,9 @@ def test_batches_longer_than_the_model(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_two_replicas_train(train, tmp_path):
+def test_two_replicas_train(train, tmp_path, recipe):
+    ticks = "[{at_step: 1, augmentation: false, open_normalization: {layers: encoder_norm, over_steps: 2}}]"
+    recipe.write_text(f"{RECIPE}augmentation: [{{name: token_dropout, rate: 0.2}}]\nticks: {ticks}\n")
     done = train(tmp_path / "run", "--set", "training.num_replicas=2", "--set", "training.train_steps=3", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3
