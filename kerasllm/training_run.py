@@ -21,7 +21,8 @@ from kerasllm.training.checkpoints import Checkpoints
 from kerasllm.training.objectives import build_objective
 from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.schedules import build_schedule
-from kerasllm.training.settings import StepPlan
+from kerasllm.training.settings import StepPlan, TrainingSettings
+from kerasllm.training.step_guard import LossScale, StepGuard
 from kerasllm.training.ticks import Tick, Timeline, TimelineSchedule, average_decay, resolve_ticks
 from kerasllm.training.trainer import Trainer
 
@@ -68,14 +69,20 @@ def build_run(
         objective = build_objective(
             settings.objective, task, settings.label_smoothing, recipe.seed, optimizer.iterations
         )
-        trainer = Trainer(
-            model, objective, settings.clip_norm, settings.l1, settings.l2, average_decay(settings, ticks)
-        )
+        decay, guard = average_decay(settings, ticks), build_guard(settings)
+        trainer = Trainer(model, objective, settings.clip_norm, settings.l1, settings.l2, decay, guard)
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
     return Run(directory, recipe, strategy, task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints)
+
+
+def build_guard(settings: TrainingSettings) -> StepGuard:
+    """What decides which steps count; it scales the loss for float16 alone."""
+    failure = settings.on_failure
+    loss_scale = LossScale() if settings.precision == "float16" else None
+    return StepGuard(failure.spike_factor, failure.spike_window_steps, loss_scale)
 
 
 def build_scheduled_optimizer(
