@@ -24,18 +24,32 @@ def watched_layers(model: keras.Model) -> Iterator[list[dict[str, Any]]]:
 
     Yields:
         A list that takes each output that is not finite, in the order of the calls: `layer` (its path, with the method
-        if that is not `call`), `not_finite` (elements, NaN or infinite) and `largest_finite_input`, the greatest
-        magnitude in its float inputs, None without any.
+        if that is not `call`), `not_finite` (elements, NaN or infinite), `inputs_are_finite` and
+        `largest_finite_input`, the greatest magnitude in its float inputs, None without any.
     """
     found: list[dict[str, Any]] = []
-    watched = [(layer, name) for layer in model._flatten_layers() for name in _methods(type(layer))]
-    for layer, name in watched:
-        layer.__dict__[name] = _watched(layer, name, found)
+    watched = [(layer, path, name) for path, layer in _paths(model).items() for name in _methods(type(layer))]
+    for layer, path, name in watched:
+        layer.__dict__[name] = _watched(getattr(layer, name), path if name == "call" else f"{path}.{name}", found)
     try:
         yield found
     finally:
-        for layer, name in watched:
+        for layer, _, name in watched:
             del layer.__dict__[name]
+
+
+def _paths(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """Every layer of a model once, by path; the model itself by its name."""
+    paths: dict[str, keras.layers.Layer] = {}
+
+    def walk(layer: keras.layers.Layer, prefix: str) -> None:
+        for part in layer._flatten_layers(include_self=False, recursive=False):
+            if all(part is not known for known in paths.values()):
+                paths[f"{prefix}{part.name}"] = part
+                walk(part, f"{prefix}{part.name}/")
+
+    walk(model, "")
+    return {**paths, model.name: model}
 
 
 def _methods(layer_class: type) -> list[str]:
@@ -44,21 +58,20 @@ def _methods(layer_class: type) -> list[str]:
     return sorted({"call", *(name for name in own if not name.startswith("_"))})
 
 
-def _watched(layer: keras.layers.Layer, name: str, found: list[dict[str, Any]]) -> Callable:
-    method = getattr(layer, name)
-
+def _watched(method: Callable, path: str, found: list[dict[str, Any]]) -> Callable:
     @functools.wraps(method)
     def watched(*args, **kwargs):
         output = method(*args, **kwargs)
         floats = _floats(output)
         if floats and not all(np.isfinite(array).all() for array in floats):
-            inputs = [np.abs(array[np.isfinite(array)]).max(initial=0.0) for array in _floats((args, kwargs))]
-            path = layer.path or layer.name
+            inputs = _floats((args, kwargs))
+            greatest = [np.abs(array[np.isfinite(array)]).max(initial=0.0) for array in inputs]
             found.append(
                 {
-                    "layer": path if name == "call" else f"{path}.{name}",
+                    "layer": path,
                     "not_finite": int(sum((~np.isfinite(array)).sum() for array in floats)),
-                    "largest_finite_input": float(max(inputs)) if inputs else None,
+                    "inputs_are_finite": all(np.isfinite(array).all() for array in inputs),
+                    "largest_finite_input": float(max(greatest)) if greatest else None,
                 }
             )
         return output
@@ -80,8 +93,9 @@ def inspect_step(trainer: Trainer, strategy: tf.distribute.Strategy, elements: S
         elements: for each replica its micro-batches.
 
     Returns:
-        `weights`: paths of those that are not finite; `first_layer`: the first entry of `watched_layers`, None if all
-        outputs are finite; `gradient_norms`: by path, of the whole global batch.
+        `weights`: paths of those that are not finite; `first_layer`: the first entry of `watched_layers` with finite
+        inputs (else the first one at all), None if all outputs are finite; `gradient_norms`: by path, of the whole
+        global batch.
     """
     model, step = trainer.model, trainer.optimizer.iterations
     kept = [*model.non_trainable_variables, step]
@@ -99,6 +113,6 @@ def inspect_step(trainer: Trainer, strategy: tf.distribute.Strategy, elements: S
     norms = [tf.norm(strategy.experimental_local_results(gradient)[0]) for gradient in gradients]
     return {
         "weights": [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()],
-        "first_layer": found[0] if found else None,
+        "first_layer": next((each for each in found if each["inputs_are_finite"]), found[0] if found else None),
         "gradient_norms": {v.path: float(norm) for v, norm in zip(model.trainable_variables, norms, strict=True)},
     }
