@@ -81,7 +81,7 @@ class StepLog(StepCallback):
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         tokens_per_second = self.speed.end(logs["tokens"])
-        input_wait_share = self.input_wait.add(float(self.model.input_wait_seconds), self.speed.seconds)
+        input_wait_share = self.input_wait.add(self.model.input_wait_seconds, self.speed.seconds)
         self.bar.advance()
         self.bar.update(loss=f"{logs['loss']:.3f}", tokens_per_second=f"{tokens_per_second:,.0f}")
         with self.writer.as_default(step):

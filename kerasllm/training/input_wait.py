@@ -3,24 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import tensorflow as tf
 
 from kerasllm.terminal import say
-
-
-def timed_next(iterator: Any) -> tuple[tf.Tensor, Any]:
-    """The next element, and the seconds that the step stood still for it, as graph operations.
-
-    An element that is made ahead of use takes next to nothing, however long making it took.
-    """
-    before = tf.timestamp()
-    with tf.control_dependencies([before]):
-        element = iterator.get_next()
-    with tf.control_dependencies(tf.nest.flatten(element, expand_composites=True)):
-        after = tf.timestamp()
-    return after - before, element
 
 
 class InputWait:

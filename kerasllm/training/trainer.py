@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,6 @@ import keras
 import tensorflow as tf
 
 from kerasllm.training.adversarial import Objective
-from kerasllm.training.input_wait import timed_next
 from kerasllm.training.optimizers import add_penalty_gradients
 from kerasllm.training.step_guard import StepGuard
 
@@ -61,7 +61,7 @@ class Trainer(keras.Model):
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
         self.average_decay = average_decay
         self.guard = guard
-        self.input_wait_seconds: tf.Tensor | float = 0.0
+        self.input_wait_seconds = 0.0
         self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
         weights = {id(weight) for weight in model.weights}
         self.generator_states = [variable for variable in model.variables if id(variable) not in weights]
@@ -100,18 +100,21 @@ class Trainer(keras.Model):
         """As Keras makes it, for one step at a time; it also measures how long the step waits for its batch."""
         if self.train_function is not None and not force:
             return
-        strategy = self.distribute_strategy
+        strategy, step = self.distribute_strategy, None
 
-        @tf.function(autograph=False, reduce_retracing=True)
-        def step(iterator):
-            waited, batches = timed_next(iterator)
+        def step_of(batches):
             figures = strategy.run(self.train_step, args=(batches,))
             # They are of the global batch, so every replica has the same.
-            return waited, {name: strategy.experimental_local_results(each)[0] for name, each in figures.items()}
+            return {name: strategy.experimental_local_results(each)[0] for name, each in figures.items()}
 
         def train_function(iterator):
-            self.input_wait_seconds, figures = step(iterator)
-            return figures
+            nonlocal step
+            began = time.perf_counter()
+            batches = iterator.get_next()  # outside of the graph, where no clock may be read in deterministic runs
+            self.input_wait_seconds = time.perf_counter() - began
+            if step is None:  # traced once, for batches of every size
+                step = tf.function(step_of, input_signature=[iterator.element_spec], autograph=False)
+            return step(batches)
 
         self.train_function = train_function
 

@@ -47,7 +47,9 @@ def failures_of(settings, state=NO_FAILURES):
 def test_stop():
     failures, _, described = failures_of(StopSettings())
     failures.on_step(1, GOOD)
-    with pytest.raises(UserError, match=r"step 2: loss is nan; FILE holds the batch\. The step was not applied\. Lower"):
+    with pytest.raises(
+        UserError, match=r"step 2: loss is nan; FILE holds the batch\. The step was not applied\. Lower"
+    ):
         failures.on_step(2, BAD)
     assert described == [(2, "loss is nan")]
 

@@ -64,7 +64,10 @@ def test_a_slow_stream_is_waited_for_and_one_made_ahead_is_not():
 @pytest.mark.parametrize(
     ("waits", "lines"),
     [
-        ([0.3] * 4, ["waiting for data: 30% of the last 4 steps' time; batches are made more slowly than they are used"]),
+        (
+            [0.3] * 4,
+            ["waiting for data: 30% of the last 4 steps' time; batches are made more slowly than they are used"],
+        ),
         ([0.2] * 4, []),
         ([0.1] * 4 + [0.3] * 3, []),  # the second window is not full
         ([0.9, 0.0, 0.0, 0.0] * 2, ["waiting for data: 22%"]),  # said once

@@ -92,7 +92,12 @@ def test_a_skipped_step_leaves_every_bit(settings, compiled):
     assert float(take([tf.constant([1.0, 2.0])])["applied"]) == 1
 
     def state():
-        variables = [*trainer.model.variables, *trainer.optimizer.variables, *trainer.averages, *trainer.guard.variables]
+        variables = [
+            *trainer.model.variables,
+            *trainer.optimizer.variables,
+            *trainer.averages,
+            *trainer.guard.variables,
+        ]
         return [variable.numpy() for variable in variables if variable is not trainer.optimizer.iterations]
 
     before = state()
