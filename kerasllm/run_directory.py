@@ -78,7 +78,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 class RunDirectory:
-    """A run on disk: `recipe.yaml manifest.json tokenizer/ checkpoints/ logs/ metrics.jsonl predictions/`.
+    """A run on disk: `recipe.yaml manifest.json tokenizer/ checkpoints/ logs/ metrics.jsonl predictions/`, and
+    `incidents/` where a step went wrong.
 
     Args:
         path: the directory; it need not exist yet.
@@ -93,7 +94,7 @@ class RunDirectory:
         self.logs_path = self.path / "logs"
         self.metrics_path = self.path / "metrics.jsonl"
         self.predictions_path = self.path / "predictions"
-        self.non_finite_path = self.path / "non_finite.json"
+        self.incidents_path = self.path / "incidents"
 
     def exists(self) -> bool:
         """Tells whether a run was begun here: its recipe is written first."""
@@ -108,6 +109,19 @@ class RunDirectory:
         for directory in (self.path, self.checkpoints_path, self.logs_path, self.predictions_path):
             with _naming_the_target(directory):
                 directory.mkdir(parents=True, exist_ok=True)
+
+    def write_incident(self, step: int, attempt: int, found: dict[str, object]) -> Path:
+        """Writes down what is known of a step that went wrong; of a later attempt at the step beside the first one.
+
+        Returns:
+            The file.
+        """
+        suffix = f"_attempt_{attempt}" if attempt > 1 else ""
+        path = self.incidents_path / f"step_{step:08d}{suffix}.json"
+        with _naming_the_target(self.incidents_path):
+            self.incidents_path.mkdir(exist_ok=True)
+        atomic_write_text(path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+        return path
 
     def append_metrics(self, metrics: dict[str, object]) -> None:
         """Adds one line to `metrics.jsonl`, in place of a line that a killed process left unfinished."""

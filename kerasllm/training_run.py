@@ -23,7 +23,8 @@ from kerasllm.training.normalization_gates import build_gates
 from kerasllm.training.objectives import PhasedObjective, build_objective, check_objective
 from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.schedules import build_schedule
-from kerasllm.training.settings import StepPlan
+from kerasllm.training.settings import StepPlan, TrainingSettings
+from kerasllm.training.step_guard import LossScale, StepGuard
 from kerasllm.training.ticks import Tick, Timeline, TimelineSchedule, average_decay, resolve_ticks, values_of
 from kerasllm.training.trainer import Trainer
 
@@ -78,12 +79,20 @@ def build_run(
             settings.l2,
             average_decay(settings, ticks),
             build_gates(model, ticks, plan.total_steps),
+            build_guard(settings),
         )
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
     return Run(directory, recipe, strategy, task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints)
+
+
+def build_guard(settings: TrainingSettings) -> StepGuard:
+    """What decides which steps count; it scales the loss for float16 alone."""
+    failure = settings.on_failure
+    loss_scale = LossScale() if settings.precision == "float16" else None
+    return StepGuard(failure.spike_factor, failure.spike_window_steps, loss_scale)
 
 
 def build_scheduled_optimizer(

@@ -197,8 +197,18 @@ class BatchStream:
 
     def rows_of_step(self, epoch: int, step_in_epoch: int, first_step: int) -> np.ndarray:
         """The row numbers of all examples of a step; the arguments are those of `seek`."""
+        return np.concatenate(self._window(epoch, step_in_epoch, first_step))
+
+    def elements_of_step(
+        self, epoch: int, step_in_epoch: int, first_step: int
+    ) -> list[tuple[dict[str, np.ndarray], ...]]:
+        """The R elements of a step, as `dataset` gives them; the arguments are those of `seek`."""
+        return list(self._elements(self._window(epoch, step_in_epoch, first_step)))
+
+    def _window(self, epoch: int, step_in_epoch: int, first_step: int) -> list[np.ndarray]:
+        """The planned batches of a step."""
         batches = self.batches(epoch)
-        return np.concatenate(batches[self.accumulation.windows(len(batches), first_step)[step_in_epoch]])
+        return batches[self.accumulation.windows(len(batches), first_step)[step_in_epoch]]
 
     def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import kerasllm
@@ -22,8 +21,10 @@ from kerasllm.errors import UserError, did_you_mean
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, atomic_write_text
 from kerasllm.terminal import progress, say, show_table
-from kerasllm.training.callbacks import Evaluation, FiniteCheck, Saving, StepLog, score_of
+from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import average, write_variables
+from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
+from kerasllm.training.incidents import inspect_step
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
 
@@ -57,7 +58,7 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
-    run, seconds = fit_within_memory(run, prepared)
+    run, seconds = fit_to_the_end(run, prepared)
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
     write_manifest(directory, finished=report)
     return report
@@ -153,10 +154,11 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         show_table("timeline", ("after step", "change", "trained parameters"), run.timeline.rows())
 
 
-def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
-    """Trains; where a batch is too large for memory, again from the last checkpoint with twice as many micro-batches.
+def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
+    """Trains, again from the last checkpoint where a failure asks for it, or a batch is too large for memory.
 
-    The step stays what it is: see `Trainer`. Only the masks of dropout are others.
+    It is then what a new process would do. With twice as many micro-batches the step stays what it is (see `Trainer`);
+    only the masks of dropout are others.
 
     Returns:
         The run that was trained in the end, and the seconds of training.
@@ -164,16 +166,21 @@ def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
     Raises:
         UserError: there is not enough memory for single examples.
     """
+    failures = None
     while True:
         state = restore(run)
+        state["failures"] = failures or state.get("failures", NO_FAILURES)
         show_run(run, prepared, state["step"])
+        micro_batches = run.stream.micro_batches
         try:
             return run, fit(run, state)
+        except RollBack as roll_back:
+            failures = roll_back.state
         except tf.errors.ResourceExhaustedError as error:
-            micro_batches = 2 * run.stream.micro_batches
+            micro_batches *= 2
             if micro_batches > max(len(rows) for rows in run.stream.batches(0)):
                 raise UserError("out of memory with single examples; make the model smaller") from error
-        say(f"out of memory: each batch is taken in {micro_batches} micro-batches from here on, the step stays")
+            say(f"out of memory: each batch is taken in {micro_batches} micro-batches from here on, the step stays")
         directory, recipe, strategy = run.directory, run.recipe, run.strategy
         del run
         keras.backend.clear_session()
@@ -198,43 +205,87 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         bar.advance(state["step"])
         evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
-        ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report_tick, writer))
+        ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report, writer, "tick"))
         ticking.restore(state.get("ticks", []), state["step"])
+        failures = build_failures(run, writer, state["failures"])
         every, before = settings.checkpoint_every_steps, state.get("seconds", 0.0)
-        saving = Saving(run.checkpoints, evaluation, lambda: {"ticks": ticking.state}, every, before)
+        saving = Saving(run.checkpoints, evaluation, partial(progress_of, ticking, failures), every, before)
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
             step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
-            finite_check = FiniteCheck(partial(describe_step, run))
-            callbacks = [step_log, finite_check, evaluation, ticking, saving]
-            run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
+            callbacks = [step_log, failures, evaluation, ticking, saving]
+            try:
+                run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
+            finally:
+                saving.on_train_end()
     if saving.interrupted_by:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
 
 
-def describe_step(run: Run, step: int, figures: dict[str, float]) -> Path:
-    """Writes the examples of a step, its figures, and the weights that it left without a finite value; the file."""
+def progress_of(ticking: Ticking, failures: Failures) -> dict[str, Any]:
+    """What a checkpoint holds for the callbacks to go on from."""
+    return {"ticks": ticking.state, "failures": failures.state}
+
+
+def build_failures(run: Run, writer: tf.summary.SummaryWriter, state: dict[str, int]) -> Failures:
+    """What follows the policy for steps that went wrong, with the learning rate that earlier ones have left."""
+    settings = run.recipe.training.on_failure
+    if settings.name == "roll_back":
+        run.schedule.roll_back_factor.assign(settings.learning_rate_factor ** state["roll_backs"])
+    attempt = state["roll_backs"] + 1
+    return Failures(settings, partial(describe_step, run, attempt), partial(report, writer, "failure"), state)
+
+
+def describe_step(run: Run, attempt: int, step: int, what: str, figures: dict[str, float]) -> str:
+    """Writes down a step that went wrong and was not applied: its figures, its batch, and where it went wrong.
+
+    Args:
+        attempt: 1 more than the times that the run went back before it.
+        what: went wrong.
+
+    Returns:
+        The file, and the first layer or weight that is not finite, in words.
+    """
     epoch, step_in_epoch = run.plan.locate(step - 1)
-    rows = run.stream.rows_of_step(epoch, step_in_epoch, run.plan.epoch_starts[epoch])
-    variables = run.trainer.model.trainable_variables
-    found = {
+    position = (epoch, step_in_epoch, run.plan.epoch_starts[epoch])
+    elements, rows = run.stream.elements_of_step(*position), run.stream.rows_of_step(*position)
+    try:
+        found = inspect_step(run.trainer, run.strategy, elements)
+    except tf.errors.ResourceExhaustedError:
+        found = {"first_layer": None, "weights": [], "gradient_norms": {}, "not_inspected": "out of memory"}
+    checkpoint = run.checkpoints.latest()
+    content = {
         "step": step,
         "epoch": epoch,
+        "what": what,
+        "policy": run.recipe.training.on_failure.name,
+        "last_checkpoint": checkpoint.path.name if checkpoint else None,
         "figures": {name: str(value) for name, value in figures.items()},
-        "weights": [variable.path for variable in variables if not np.isfinite(variable.value).all()],
-        "examples": [run.stream.examples.record(row) for row in rows],
+        **found,
+        "gradient_norms": {path: str(norm) for path, norm in found["gradient_norms"].items()},
+        "examples": with_decoded([run.stream.examples.record(row) for row in rows], run.task.tokenizer),
     }
-    atomic_write_text(run.directory.non_finite_path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
-    return run.directory.non_finite_path
+    path = run.directory.write_incident(step, attempt, content)
+    first = found["weights"][:1] or [found["first_layer"]["layer"] if found["first_layer"] else "no layer's output"]
+    return f"{path} holds the batch; first not finite: {first[0]}"
 
 
-def report_tick(writer: tf.summary.SummaryWriter, step: int, text: str) -> None:
-    """Tells the person and TensorBoard what a tick has changed."""
-    say(f"step {step:,}: tick: {text}")
+def with_decoded(records: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """Records with the text of each feature of token ids, in `decoded`; as they are without a tokenizer."""
+    names = [name for name in records[0] if name.endswith("token_ids")] if tokenizer else []
+    texts = [tokenizer.detokenize(tf.ragged.constant([r[name] for r in records], tf.int32)) for name in names]
+    columns = [[text.decode("utf-8", "replace") for text in each.numpy()] for each in texts]
+    decoded = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [{**record, "decoded": each} for record, each in zip(records, decoded, strict=True)] if names else records
+
+
+def report(writer: tf.summary.SummaryWriter, kind: str, step: int, text: str) -> None:
+    """Tells the person and TensorBoard of a tick or a failure."""
+    say(f"step {step:,}: {kind}: {text}")
     with writer.as_default(step):
-        tf.summary.text("ticks", text)
+        tf.summary.text(f"{kind}s", text)
 
 
 def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:

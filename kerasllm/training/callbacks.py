@@ -7,16 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kerasllm.errors import UserError
 from kerasllm.run_directory import RunDirectory
 from kerasllm.terminal import ProgressLine, say
 from kerasllm.training.checkpoints import Checkpoints, read_variables
+from kerasllm.training.input_wait import InputWait
 from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettings
 
 
@@ -37,10 +36,14 @@ class StepCallback(keras.callbacks.Callback):
 
 
 class Speed:
-    """Tokens per second of the steps alone: what evaluations and saves take is not counted."""
+    """Tokens per second of the steps alone: what evaluations and saves take is not counted.
+
+    Attributes:
+        seconds: of the last step.
+    """
 
     def __init__(self, decay: float = 0.98):
-        self.decay, self.value, self._began = decay, 0.0, 0.0
+        self.decay, self.value, self.seconds, self._began = decay, 0.0, 0.0, 0.0
 
     def begin(self) -> None:
         """A step begins."""
@@ -48,7 +51,8 @@ class Speed:
 
     def end(self, tokens: float) -> float:
         """A step of so many tokens has ended; returns the running mean in tokens per second."""
-        now = tokens / max(time.perf_counter() - self._began, 1e-9)
+        self.seconds = time.perf_counter() - self._began
+        now = tokens / max(self.seconds, 1e-9)
         self.value = now if not self.value else self.decay * self.value + (1 - self.decay) * now
         return self.value
 
@@ -69,42 +73,25 @@ class StepLog(StepCallback):
         more_figures: Callable[[], dict[str, float]] = dict,
     ):
         super().__init__()
-        self.bar, self.writer, self.more_figures, self.speed = bar, writer, more_figures, Speed()
+        self.bar, self.writer, self.more_figures = bar, writer, more_figures
+        self.speed, self.input_wait = Speed(), InputWait()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self.speed.begin()
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         tokens_per_second = self.speed.end(logs["tokens"])
+        input_wait_share = self.input_wait.add(self.model.input_wait_seconds, self.speed.seconds)
         self.bar.advance()
         self.bar.update(loss=f"{logs['loss']:.3f}", tokens_per_second=f"{tokens_per_second:,.0f}")
         with self.writer.as_default(step):
-            for name in ("loss", "learning_rate", "gradient_norm", "padding_share"):
-                tf.summary.scalar(f"train/{name}", logs[name])
+            for name in ("loss", "learning_rate", "gradient_norm", "padding_share", "loss_scale"):
+                if name in logs:
+                    tf.summary.scalar(f"train/{name}", logs[name])
             tf.summary.scalar("train/tokens_per_second", tokens_per_second)
+            tf.summary.scalar("train/input_wait_share", input_wait_share)
             for name, value in self.more_figures().items():
                 tf.summary.scalar(f"train/{name}", value)
-
-
-class FiniteCheck(StepCallback):
-    """Ends a run whose loss or gradient is no longer a number, before anything of it is evaluated or saved.
-
-    Args:
-        describe: writes down what the step consisted of, given the step and its figures; returns the file.
-    """
-
-    def __init__(self, describe: Callable[[int, dict[str, float]], Path]):
-        super().__init__()
-        self.describe = describe
-
-    def on_step(self, step: int, logs: dict[str, float]) -> None:
-        wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(logs[name])]
-        if wrong:
-            file = self.describe(step, {name: float(value) for name, value in logs.items()})
-            raise UserError(
-                f"step {step:,}: {wrong[0]} is {logs[wrong[0]]:g}; {file} holds the batch and what is not finite. "
-                "Lower training.peak_learning_rate or training.clip_norm, and train in another --run-dir"
-            )
 
 
 class Evaluation(StepCallback):
@@ -229,8 +216,10 @@ class Saving(StepCallback):
             self.save(step)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Gives signals back to whom they were taken from; to be called too where an error has ended `fit`."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers = {}
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, with the score if it was evaluated."""

@@ -52,7 +52,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
     Written as $-\log p_y + \epsilon\, (z_y - \bar z)$ with the logits z, it needs no table of labels [B, T, V].
 
     Args:
-        logits: float [B, T, V].
+        logits: float [B, T, V]; of any precision, the sums are in float32.
         labels: int [B, T].
         label_smoothing: epsilon in [0, 1).
 
@@ -81,7 +81,8 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
 
         return loss, backward
 
-    return tf.reshape(losses(tf.reshape(logits, [-1, vocabulary_size])), tf.shape(labels))
+    flat_logits = tf.cast(tf.reshape(logits, [-1, vocabulary_size]), tf.float32)
+    return tf.reshape(losses(flat_logits), tf.shape(labels))
 
 
 def symmetric_divergence(logits: tf.Tensor, other_logits: tf.Tensor) -> tf.Tensor:

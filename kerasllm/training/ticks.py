@@ -74,7 +74,8 @@ def _check_alone(settings: TickSettings, step: int | None, place: str, others: S
 
 
 class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate of a whole timeline: each piece from its step on, times what the plateaus have left of it.
+    """The learning rate of a whole timeline: each piece from its step on, times what the plateaus have left of it, and
+    what going back to a checkpoint has.
 
     Args:
         first: the schedule that the training begins with.
@@ -92,6 +93,7 @@ class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
             if tick.step is not None:
                 self._add_piece(tick, total_steps)
         self.plateau_factor = tf.Variable(1.0, trainable=False, name="plateau_factor")
+        self.roll_back_factor = tf.Variable(1.0, trainable=False, name="roll_back_factor")
 
     def _add_piece(self, tick: Tick, total_steps: int) -> None:
         _, schedule, factor = self.pieces[-1]
@@ -109,7 +111,7 @@ class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
         rate = tf.constant(0.0)
         for start, schedule, factor in self.pieces:
             rate = tf.where(step >= start, tf.cast(schedule(step), tf.float32) * factor, rate)
-        return rate * self.plateau_factor
+        return rate * self.plateau_factor * self.roll_back_factor
 
     def get_config(self) -> dict:
         raise NotImplementedError("a timeline is made from the recipe")
