@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,21 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 
 import kerasllm
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
-from kerasllm.data.vocabulary import copy_vocabulary
+from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.recipe import Recipe, load_recipe
-from kerasllm.run_directory import RunDirectory, atomic_write_text
+from kerasllm.run_directory import (
+    RunDirectory,
+    atomic_write_text,
+    naming_the_target,
+    remove_leftovers,
+)
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import average, write_variables
@@ -29,6 +35,8 @@ from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
 
 NUM_SAMPLES = 8
+LOG_QUEUE = 1000
+"""Events that wait in memory until TensorBoard's file is written, at the latest after two minutes or by a save."""
 
 
 def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
@@ -54,13 +62,13 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
     begin_run(directory, recipe, prepared)
-    finished = read_manifest(directory).get("finished")
+    finished = directory.read_manifest().get("finished")
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
     run, seconds = fit_to_the_end(run, prepared)
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
-    write_manifest(directory, finished=report)
+    directory.write_manifest(finished=report)
     return report
 
 
@@ -98,38 +106,43 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
     """Writes manifest, vocabulary and, last, the recipe into a new run; checks the data of one that is there.
 
     Raises:
-        UserError: the data has changed since the run was begun.
+        UserError: the data or its tokenizer has changed since the run was begun.
     """
     if not directory.exists():
         directory.create()
         versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-        write_manifest(directory, versions=versions, prepared=prepared.directory.name)
+        directory.write_manifest(versions=versions, prepared=prepared.directory.name)
         copy_vocabulary(prepared.directory, directory.path)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
-    elif read_manifest(directory).get("prepared") != prepared.directory.name:
+        return
+    if directory.read_manifest().get("prepared") != prepared.directory.name:
         raise UserError(f"{directory.path}: its data has changed since it was begun; train in another --run-dir")
-
-
-def read_manifest(directory: RunDirectory) -> dict[str, Any]:
-    """The run's manifest, empty before there is one."""
-    path = directory.manifest_path
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def write_manifest(directory: RunDirectory, **entries: Any) -> None:
-    """Adds entries to the run's manifest."""
-    atomic_write_text(directory.manifest_path, json.dumps({**read_manifest(directory), **entries}, indent=2) + "\n")
+    if vocabulary_hashes(directory.path) != vocabulary_hashes(prepared.directory):
+        raise UserError(
+            f"{directory.path}: its tokenizer or labels are not those of the data, {prepared.directory}; "
+            "put back what the run was begun with, or train in another --run-dir"
+        )
 
 
 def restore(run: Run) -> dict[str, Any]:
-    """Goes back to the newest checkpoint that is whole; returns its state, with step 0 where there is none."""
+    """Goes back to the newest checkpoint that is whole, and removes what the run has written since.
+
+    Returns:
+        The state of the run, with step 0 where there is no checkpoint.
+
+    Raises:
+        UserError: it was saved with another recipe, tokenizer or data.
+    """
     checkpoint = run.checkpoints.latest()
-    if checkpoint is None:
-        return {"step": 0}
-    write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
-    run.trainer.start_averages()
-    write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
-    return checkpoint.progress
+    state = {"step": 0} if checkpoint is None else checkpoint.progress
+    if checkpoint is not None:
+        write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
+        run.trainer.start_averages()
+        write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
+    remove_leftovers(run.directory.path)
+    run.checkpoints.go_back_to(state["step"])
+    run.directory.cut_metrics(state["step"])
+    return state
 
 
 def show_run(run: Run, prepared: Prepared, step: int) -> None:
@@ -173,7 +186,9 @@ def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
         show_run(run, prepared, state["step"])
         micro_batches = run.stream.micro_batches
         try:
-            return run, fit(run, state)
+            # TensorFlow reports a full disk, which its logs have met, as it does memory that is used up.
+            with naming_the_target(run.directory.logs_path, inside=run.directory.logs_path):
+                return run, fit(run, state)
         except RollBack as roll_back:
             failures = roll_back.state
         except tf.errors.ResourceExhaustedError as error:
@@ -200,7 +215,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     epoch, step_in_epoch = run.plan.locate(state["step"])
     run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
     dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
-    writer = tf.summary.create_file_writer(str(run.directory.logs_path))
+    writer = open_log(run.directory, state["step"])
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
         evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
@@ -209,7 +224,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         ticking.restore(state.get("ticks", []), state["step"])
         failures = build_failures(run, writer, state["failures"])
         every, before = settings.checkpoint_every_steps, state.get("seconds", 0.0)
-        saving = Saving(run.checkpoints, evaluation, partial(progress_of, ticking, failures), every, before)
+        saving = Saving(run.checkpoints, evaluation, partial(progress_of, ticking, failures), writer, every, before)
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
             step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
@@ -222,6 +237,15 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
+
+
+def open_log(directory: RunDirectory, step: int) -> tf.summary.SummaryWriter:
+    """A writer for TensorBoard, which it tells to forget what was logged after `step` steps and is logged again."""
+    writer = tf.summary.create_file_writer(str(directory.logs_path), max_queue=LOG_QUEUE)
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start)
+    tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())  # no summary says it
+    return writer
 
 
 def progress_of(ticking: Ticking, failures: Failures) -> dict[str, Any]:
@@ -298,15 +322,14 @@ def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:
 def choose(run: Run) -> dict[str, Any]:
     """Takes the best weights, or the mean of the best few where that measures better on the validation split."""
     best = run.checkpoints.best()
-    variables, name = run.trainer.model.weights, run.recipe.training.best_metric
-    candidates = {f"step {best[0].progress['step']}": best[0].load("weights")}
+    first, name = f"step {best[0].progress['step']}", run.recipe.training.best_metric
+    candidates, measured = {first: best[0].load("weights")}, {first: best[0].progress["validation"]}
     if len(best) > 1:
         steps = sorted(checkpoint.progress["step"] for checkpoint in best)
-        candidates[f"mean of steps {', '.join(map(str, steps))}"] = average(best)
-    measured = {}
-    for description, weights in candidates.items():
-        write_variables(variables, weights, description)
-        measured[description] = run.evaluator(f"evaluate {description}")[0]
+        mean = f"mean of steps {', '.join(map(str, steps))}"
+        candidates[mean] = average(best)
+        write_variables(run.trainer.model.weights, candidates[mean], mean)
+        measured[mean] = run.evaluator(f"evaluate {mean}")[0]
     chosen = max(measured, key=lambda description: score_of(measured[description], name))
     run.checkpoints.choose(candidates[chosen], {"chosen": chosen, "validation": measured[chosen]})
     say("; ".join(f"{description}: {name} {metrics[name]:.4g}" for description, metrics in measured.items()))
