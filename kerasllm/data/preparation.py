@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasllm.data.cleaning import Cleaner, CleaningReport, format_report
+from kerasllm.data.published import fingerprint
 from kerasllm.data.settings import (
     BUILT_IN_FIELDS,
     BuiltInSettings,
@@ -62,6 +63,8 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
         "tokenizer": recipe.tokenizer.model_dump(),
         "source": source_fingerprint(recipe.data, data_dir),
     }
+    if recipe.tokenizer.vocabulary is not None:
+        parts["vocabulary"] = fingerprint(recipe.tokenizer.vocabulary, data_dir)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
@@ -115,7 +118,11 @@ def _sample(texts: list[RaggedTexts], max_texts: int) -> Iterator[str]:
 
 
 def _train_tokenizer(
-    directory: Path, cleaning: CleaningSettings, settings: TokenizerSettings, fields: Sequence[str]
+    directory: Path,
+    cleaning: CleaningSettings,
+    settings: TokenizerSettings,
+    fields: Sequence[str],
+    data_dir: Path | None,
 ) -> "Tokenizer":
     from kerasllm.data.tokenizers import train_tokenizer
 
@@ -127,7 +134,7 @@ def _train_tokenizer(
     texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
-        return train_tokenizer(settings, cleaning, sample, directory / "tokenizer")
+        return train_tokenizer(settings, cleaning, sample, directory / "tokenizer", data_dir)
 
 
 def _write_features(
@@ -156,7 +163,7 @@ def _write_prepared(directory: Path, recipe: Recipe, encode: Encode, data_dir: P
     load_tensorflow()
     tokenizer = None
     if recipe.task_class.needs_tokenizer:
-        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, fields)
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, fields, data_dir)
     for split in data.splits:
         features = _write_features(directory, split, fields, encode, tokenizer)
     manifest = {
