@@ -122,7 +122,7 @@ class CleaningSettings(Settings):
 
 
 class TokenizerSettings(Settings):
-    """How text becomes token ids, with a vocabulary that `prepare` learns from the training split or a published one."""
+    """How text becomes token ids. The vocabulary is learnt by `prepare` from the training split, or a published one."""
 
     kind: Literal["subwords", "words", "characters", "wordpiece"] = "subwords"
     """`wordpiece` is what BERT reads: it normalises texts by itself, whatever `cleaning` says."""
