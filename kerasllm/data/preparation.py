@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasllm.data.cleaning import Cleaner, CleaningReport, format_report
+from kerasllm.data.published import fingerprint
 from kerasllm.data.settings import (
     BuiltInSettings,
     CleaningSettings,
@@ -62,6 +63,8 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
         "tokenizer": recipe.tokenizer.model_dump(),
         "source": source_fingerprint(recipe.data, data_dir),
     }
+    if recipe.tokenizer.vocabulary is not None:
+        parts["vocabulary"] = fingerprint(recipe.tokenizer.vocabulary, data_dir)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
@@ -121,7 +124,11 @@ def _sample(texts: list[RaggedTexts], max_texts: int) -> Iterator[str]:
 
 
 def _train_tokenizer(
-    directory: Path, cleaning: CleaningSettings, settings: TokenizerSettings, fields: Sequence[str]
+    directory: Path,
+    cleaning: CleaningSettings,
+    settings: TokenizerSettings,
+    fields: Sequence[str],
+    data_dir: Path | None,
 ) -> "Tokenizer":
     from kerasllm.data.tokenizers import train_tokenizer
 
@@ -133,7 +140,7 @@ def _train_tokenizer(
     texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
-        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER)
+        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir)
 
 
 def _learn_labels(directory: Path, data: DataSettings, task_class: Any) -> tuple[str, ...]:
@@ -148,14 +155,16 @@ def _learn_labels(directory: Path, data: DataSettings, task_class: Any) -> tuple
     return labels
 
 
-def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str]) -> Vocabulary:
+def _learn_vocabulary(
+    directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None
+) -> Vocabulary:
     """The tokenizer and the labels of the training split, as far as the task needs them."""
     task_class, tokenizer, labels = recipe.task_class, None, ()
     if task_class.label_field in fields:
         labels = _learn_labels(directory, recipe.data, task_class)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts:
-        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts)
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)
     return Vocabulary(tokenizer, labels)
 
 
@@ -184,7 +193,7 @@ def _write_prepared(directory: Path, recipe: Recipe, encode: Encode, data_dir: P
     data, fields = recipe.data, find_fields(recipe.data, recipe.task_class)
     report = _write_texts(directory, data, recipe.cleaning, fields, data_dir)
     load_tensorflow()
-    vocabulary = _learn_vocabulary(directory, recipe, fields)
+    vocabulary = _learn_vocabulary(directory, recipe, fields, data_dir)
     for split in data.splits:
         features = _write_features(directory, split, fields, encode, vocabulary)
     manifest = {
