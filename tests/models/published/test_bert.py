@@ -244,7 +244,7 @@ def test_heads_go_out_and_come_back(tmp_path):
     for name, head in written.items():
         for ours, theirs in zip(head.trainable_weights, back[name].trainable_weights, strict=True):
             np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
-    with pytest.raises(UserError, match=r"classifier.weight: the model has \(8, 4\), the source has \(8, 3\)"):
+    with pytest.raises(UserError, match=r"classifier.weight: the model has \(4, 8\), the source has \(3, 8\)"):
         read_published(str(tmp_path / "written")).assign(model, {"classifier": ClassificationHead(4, WIDTH)})
 
 
