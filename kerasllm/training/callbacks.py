@@ -23,13 +23,11 @@ from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettin
 class StepCallback(keras.callbacks.Callback):
     """Calls `on_step(step, logs)` after each optimizer step, with steps counted from the start of the run."""
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps done so far."""
-        return int(self.model.optimizer.iterations.numpy())
-
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self.on_step(self.step, logs or {})
+        logs = {} if logs is None else logs
+        if "step" not in logs:  # reading it costs more than all else that happens here: the first does it for all
+            logs["step"] = int(self.model.optimizer.iterations.numpy())
+        self.on_step(logs["step"], logs)
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         """Overridden by each callback."""

@@ -5,10 +5,18 @@ import json
 import random
 import re
 import signal
+from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kerasllm.errors import UserError
+from kerasllm.run_directory import RunDirectory
+from kerasllm.stages import train as stage
+from kerasllm.training.checkpoints import Checkpoints
 
 RECIPE = """\
 task: translate
@@ -109,6 +117,71 @@ def assert_same(ours, theirs):
         assert logged(ours, tag) == logged(theirs, tag), tag
     assert [step for step, _ in logged(ours, "train/loss")] == list(range(1, 61))
     assert not list(ours.rglob("*.tmp"))
+
+
+def test_a_full_disk_is_not_taken_for_memory_that_is_used_up(tmp_path, monkeypatch):
+    """TensorFlow, which writes the logs, reports both alike; with more micro-batches it would be tried without end."""
+
+    def fit(run, state):
+        raise tf.errors.ResourceExhaustedError(None, None, "events.out.tfevents.1.v2; No space left on device")
+
+    monkeypatch.setattr(stage, "restore", lambda run: {"step": 0})
+    monkeypatch.setattr(stage, "show_run", lambda run, prepared, step: None)
+    monkeypatch.setattr(stage, "fit", fit)
+    run = SimpleNamespace(directory=RunDirectory(tmp_path))
+    with pytest.raises(UserError, match=r"logs: cannot be written: No space left on device \(.* free\); free some"):
+        stage.fit_within_memory(run, None)
+
+
+def test_tensorboard_shows_steps_once(tmp_path):
+    """The first process logs ten steps and is killed; the second goes on after the sixth."""
+    run = RunDirectory(tmp_path)
+    for start, end, value in ((0, 10, 1.0), (6, 9, 2.0)):
+        with closing(stage.open_log(run, start)) as writer:
+            for step in range(start + 1, end + 1):
+                with writer.as_default(step):
+                    tf.summary.scalar("train/loss", value)
+                    tf.summary.text("ticks", f"{value}")
+    assert [step for step, _ in logged(tmp_path, "ticks")] == list(range(1, 10))
+    losses = [value for _, (value,) in logged(tmp_path, "train/loss")]
+    assert losses == [1.0] * 6 + [2.0] * 3
+
+
+def test_a_tokenizer_that_is_not_that_of_the_data(tmp_path):
+    """The data of the same recipe, prepared again by another version of a library, has other ids."""
+    recipe = SimpleNamespace(task_class=SimpleNamespace(needs_tokenizer=True), to_yaml=lambda: "task: x\n")
+    prepared = SimpleNamespace(directory=tmp_path / "0123abc", tokenizer_directory=tmp_path / "0123abc" / "tokenizer")
+    prepared.tokenizer_directory.mkdir(parents=True)
+    (prepared.tokenizer_directory / "tokenizer.json").write_text("{}")
+    run = RunDirectory(tmp_path / "run")
+    for _ in range(2):
+        stage.begin_run(run, recipe, prepared)
+    (prepared.tokenizer_directory / "tokenizer.json").write_text("{ }")
+    with pytest.raises(UserError, match=r"run/tokenizer: is another tokenizer than that of the data, .*0123abc"):
+        stage.begin_run(run, recipe, prepared)
+    prepared.directory = tmp_path / "4567def"
+    with pytest.raises(UserError, match="its data has changed since it was begun"):
+        stage.begin_run(run, recipe, prepared)
+
+
+def test_the_best_is_chosen_by_the_figures_of_its_evaluation(tmp_path, monkeypatch):
+    """It is not measured again; the mean of several, which nobody has measured, is."""
+    checkpoints = Checkpoints(RunDirectory(tmp_path), keep_last=3, keep_best=2)
+    for step, loss in ((1, 2.0), (2, 1.0)):
+        progress = {"score": -loss, "validation": {"loss": loss}}
+        checkpoints.save(step, {"w": np.float32([step])}, {}, progress)
+    measured = []
+
+    def evaluator(description):
+        measured.append(description)
+        return {"loss": 1.5}, []
+
+    monkeypatch.setattr(stage, "write_variables", lambda variables, arrays, where: None)
+    model, settings = SimpleNamespace(weights=[]), SimpleNamespace(best_metric="loss")
+    run = SimpleNamespace(checkpoints=checkpoints, evaluator=evaluator, recipe=SimpleNamespace(training=settings))
+    run.trainer = SimpleNamespace(model=model)
+    assert stage.choose(run) == {"chosen": "step 2", "validation": {"loss": 1.0}}
+    assert measured == ["evaluate mean of steps 1, 2"]
 
 
 @pytest.mark.slow
