@@ -247,3 +247,15 @@ def test_a_built_in_set_of_another_task_is_refused():
     digits = BuiltInSettings(source="built_in", name="digits", train=9)
     with pytest.raises(UserError, match=r"data.name: digits has image, label, but the task needs source, target"):
         check_fields(digits, FIELDS)
+
+
+def test_a_published_vocabulary_counts_by_its_content(folder):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "ein", "hund"]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+    wordpiece = recipe(tokenizer=TokenizerSettings(kind="wordpiece", vocabulary="vocab.txt", lowercase=True))
+    prepared = prepare_data(wordpiece, encode, folder)
+    assert prepared.vocabulary_size == 9
+    assert prepared.examples("train").features["decoder_token_ids"][0].tolist() == [7, 8, 3]
+    before = preparation_key(wordpiece, folder)
+    (folder / "vocab.txt").write_text("\n".join([*tokens, "cat"]))
+    assert preparation_key(wordpiece, folder) != before
