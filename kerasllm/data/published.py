@@ -121,10 +121,10 @@ def _read_directory(path: Path) -> Vocabulary:
 
 
 def _read_preset(source: str) -> Vocabulary:
-    import keras_hub
+    import keras_nlp
 
     try:
-        tokenizer = keras_hub.models.BertTokenizer.from_preset(source.removeprefix(PRESET))
+        tokenizer = keras_nlp.models.BertTokenizer.from_preset(source.removeprefix(PRESET))
     except Exception as error:  # whatever the download or the files raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source}: no tokenizer of BERT can be loaded ({reason})") from error

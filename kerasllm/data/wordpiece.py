@@ -26,7 +26,7 @@ _CHARACTERS = Path(__file__).with_name("wordpiece_characters.npz")
 _REMOVED, _KEPT, _SPACE, _ALONE, _OPENING, _CLOSING = range(6)
 # Flags of what it becomes: a word ends before it; a word ends after it; it is no part of any word.
 _BEFORE, _AFTER, _NOTHING = 1, 2, 4
-_FLAG_BITS, _PAGE_BITS = 3, 8
+_FLAG_BITS, _COUNT_BITS, _PAGE_BITS = 3, 2, 8
 _ITSELF = 0x110000
 
 
@@ -36,9 +36,7 @@ class CharacterTables(NamedTuple):
     pages: Any
     """int32 [4352]: code // 256 -> page * 256."""
     places: Any
-    """int32 [pages * 256]: page * 256 + code % 256 -> place in the next two."""
-    counts: Any
-    """int32 [R]: how many characters it becomes, from its place on."""
+    """int32 [pages * 256]: page * 256 + code % 256 -> place in `results`, times 4, plus how many it becomes."""
     results: Any
     """int32 [R]: a character that it becomes, times 8, plus flags."""
 
@@ -90,17 +88,17 @@ def character_tables(lowercase: bool, strip_accents: bool, split_chinese: bool) 
     places = np.where(alone | chinese, _ALONE, _KEPT).astype("int32")
     flags = (0, 0, _BEFORE | _AFTER | _NOTHING, _BEFORE | _AFTER, _BEFORE, _AFTER)
     results = [_ITSELF << _FLAG_BITS | each for each in flags]
-    counts = [0, 1, 1, 1, 1, 1]
+    counts = np.minimum(places, 1)
     for code in sorted(accents.keys() | cases.keys()):
         text = [lower for each in accents.get(code, [code]) for lower in cases.get(each, [each])]
-        places[code] = len(results) if text else _REMOVED
-        counts += [len(text)] * len(text)
+        places[code], counts[code] = len(results), len(text)
         results += [each << _FLAG_BITS | (_BEFORE | _AFTER) * int(chinese[code] | alone[each]) for each in text]
     places[marked("space")] = _SPACE
-    places[marked("removed")] = _REMOVED
+    counts[marked("removed")] = 0
+    places = np.where(counts > 0, places << _COUNT_BITS | counts, 0)
     unique, pages = np.unique(places.reshape(-1, 1 << _PAGE_BITS), axis=0, return_inverse=True)
     pages = (pages.ravel() << _PAGE_BITS).astype("int32")
-    return CharacterTables(pages, unique.ravel(), np.array(counts, "int32"), np.array(results, "int32"))
+    return CharacterTables(pages, unique.ravel(), np.array(results, "int32"))
 
 
 class Wordpiece(tf.Module):
@@ -184,14 +182,14 @@ def _split(texts: tf.Tensor, tables: CharacterTables) -> Words:
     pages = tf.gather(tables.pages, tf.bitwise.right_shift(codes, _PAGE_BITS))
     places = tf.gather(tables.places, pages + tf.bitwise.bitwise_and(codes, (1 << _PAGE_BITS) - 1))
     places = _mark_special_tokens(places, codes, text_starts)
-    results, sources, row_splits = _look_up(places, text_starts, tables)
+    results, codes, sources, row_splits = _look_up(places, codes, text_starts, tables)
     flags = tf.bitwise.bitwise_and(results, (1 << _FLAG_BITS) - 1)
     results = tf.bitwise.right_shift(results, _FLAG_BITS)
-    results = tf.where(results == _ITSELF, tf.gather(codes, sources), results)
-    begins = tf.bitwise.bitwise_and(flags, _BEFORE) > 0
-    follows_end = tf.bitwise.bitwise_and(flags, _AFTER) > 0
-    opens_text = tf.scatter_nd(row_splits[:, tf.newaxis], tf.ones_like(row_splits), [tf.size(flags, tf.int64) + 1]) > 0
-    begins |= tf.concat([[True], follows_end], axis=0)[:-1] | opens_text[:-1]
+    results = tf.where(results == _ITSELF, codes, results)
+    follows_end = tf.concat([[_AFTER], tf.bitwise.bitwise_and(flags, _AFTER)], axis=0)
+    opens_text = row_splits[:, tf.newaxis]
+    follows_end = tf.tensor_scatter_nd_update(follows_end, opens_text, tf.fill([tf.size(row_splits)], _AFTER))
+    begins = tf.bitwise.bitwise_and(flags, _BEFORE) + follows_end[:-1] > 0
     kept = tf.where(flags < _NOTHING)[:, 0]
     starts = tf.where(tf.gather(begins, kept))[:, 0]  # [W]
     splits = tf.concat([starts, [tf.size(kept, tf.int64)]], axis=0)
@@ -200,38 +198,43 @@ def _split(texts: tf.Tensor, tables: CharacterTables) -> Words:
     return Words(tf.gather(results, kept), tf.gather(sources, kept), splits, row_splits, text_starts)
 
 
-def _look_up(places: tf.Tensor, row_splits: tf.Tensor, tables: CharacterTables) -> tuple[tf.Tensor, ...]:
-    """What the characters at these places become: results [M], where they come from [M], and row splits for them."""
-    counts = tf.gather(tables.counts, places)
+def _look_up(places: tf.Tensor, codes: tf.Tensor, row_splits: tf.Tensor, tables: CharacterTables):
+    """What characters [N] become: results [M], which characters and which ones of all these were [M], row splits."""
+    counts = tf.bitwise.bitwise_and(places, (1 << _COUNT_BITS) - 1)
+    places = tf.bitwise.right_shift(places, _COUNT_BITS)
 
     def one_for_one() -> tuple[tf.Tensor, ...]:
-        return tf.gather(tables.results, places), tf.range(tf.size(places)), row_splits
+        return tf.gather(tables.results, places), codes, tf.range(tf.size(places)), row_splits
 
     def none_or_several() -> tuple[tf.Tensor, ...]:
         ends = tf.concat([[0], tf.cumsum(counts)], axis=0)
         sources = tf.repeat(tf.range(tf.size(places)), counts)
         chosen = tf.range(tf.size(sources)) + tf.gather(places - ends[:-1], sources)
-        return tf.gather(tables.results, chosen), sources, tf.cast(tf.gather(ends, row_splits), tf.int64)
+        row_splits_after = tf.cast(tf.gather(ends, row_splits), tf.int64)
+        return tf.gather(tables.results, chosen), tf.gather(codes, sources), sources, row_splits_after
 
     return tf.cond(tf.reduce_all(counts == 1), one_for_one, none_or_several)
 
 
 def _mark_special_tokens(places: tf.Tensor, codes: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
-    """The places [N], with the characters of special tokens [N] left as they are, and each token a word."""
+    """The places [N], with the characters of special tokens left as they are, and each token a word."""
     longest = max(map(len, SPECIAL_TOKENS))
     tokens = tf.constant([[*map(ord, token), *[-1] * (longest - len(token))] for token in SPECIAL_TOKENS])
     lengths = tf.constant([len(token) for token in SPECIAL_TOKENS], tf.int64)
-    opening = tf.where(codes == ord("["))  # [Q, 1]
-    text_ends = tf.gather(row_splits, tf.searchsorted(row_splits, opening[:, 0], side="right"))
-    near = tf.gather(codes, tf.minimum(opening + tf.range(longest, dtype=tf.int64), tf.size(codes, tf.int64) - 1))
-    same = tf.reduce_all((near[:, tf.newaxis] == tokens) | (tokens < 0), axis=-1)  # [Q, 5]
-    same &= opening + lengths <= text_ends[:, tf.newaxis]
-    first = tf.boolean_mask(opening[:, 0], tf.reduce_any(same, axis=1))
-    after = first + tf.gather(lengths, tf.where(same)[:, 1])
-    inside = tf.ragged.range(first, after).flat_values
-    for indices, place in ((inside, _KEPT), (first, _OPENING), (after - 1, _CLOSING)):
-        places = tf.tensor_scatter_nd_update(places, indices[:, tf.newaxis], tf.fill([tf.size(indices)], place))
-    return places
+    brackets = tf.where(codes == ord("["))  # [Q, 1]
+
+    def marked() -> tf.Tensor:
+        text_ends = tf.gather(row_splits, tf.searchsorted(row_splits, brackets[:, 0], side="right"))
+        near = tf.gather(codes, tf.minimum(brackets + tf.range(longest, dtype=tf.int64), tf.size(codes, tf.int64) - 1))
+        same = tf.reduce_all((near[:, tf.newaxis] == tokens) | (tokens < 0), axis=-1)  # [Q, 5]
+        same &= brackets + lengths <= text_ends[:, tf.newaxis]
+        first = tf.boolean_mask(brackets[:, 0], tf.reduce_any(same, axis=1))
+        inside = tf.ragged.range(first, first + tf.gather(lengths, tf.where(same)[:, 1])).flat_values
+        code = tf.gather(codes, inside)
+        place = tf.where(code == ord("["), _OPENING, tf.where(code == ord("]"), _CLOSING, _KEPT))
+        return tf.tensor_scatter_nd_update(places, inside[:, tf.newaxis], tf.bitwise.left_shift(place, _COUNT_BITS) + 1)
+
+    return tf.cond(tf.size(brackets) > 0, marked, lambda: places)
 
 
 def learn_vocabulary(texts: Iterable[str], max_vocabulary_size: int, normalization: dict[str, bool]) -> tuple[str, ...]:

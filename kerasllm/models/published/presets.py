@@ -18,10 +18,10 @@ def read_preset(name: str) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
     Raises:
         UserError: there is no such preset, or it is no BERT.
     """
-    import keras_hub
+    import keras_nlp
 
     try:
-        backbone = keras_hub.models.BertBackbone.from_preset(name)
+        backbone = keras_nlp.models.BertBackbone.from_preset(name)
     except Exception as error:  # whatever the download or the files raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"preset:{name}: no weights of BERT can be loaded ({reason})") from error
