@@ -11,6 +11,8 @@ import pytest
 # are free as long as they form no circle.
 LEVELS = {
     "errors": 0,
+    "cluster": 0,
+    "meeting": 0,
     "environment": 0,
     "settings": 0,
     "terminal": 0,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -119,7 +119,8 @@ class BatchStream:
     """The training batches of a run, from any optimizer step on.
 
     The batches of one optimizer step are handed out as R consecutive elements, for a strategy that gives each of its R
-    replicas one of them. An element is a tuple of micro-batches, `accumulation.greatest * micro_batches` of them: each
+    replicas one of them; where several processes share the work, each makes the elements of its own replicas. An
+    element is a tuple of micro-batches, `accumulation.greatest * micro_batches` of them: each
     planned batch of the step gives every replica `micro_batches` parts. A part is filled up to its own longest row;
     one without an example, and those that a short last step of an epoch lacks, are one row of nothing but padding.
 
@@ -199,36 +200,50 @@ class BatchStream:
 
     def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""
-        return [
-            pad_batch(self._features, part) if len(part) else self._nothing(rows)
-            for part in np.array_split(rows, self.num_replicas * self.micro_batches)
-        ]
+        return self._parts_of(rows, range(self.num_replicas))
+
+    def _parts_of(self, rows: np.ndarray, replicas: range) -> list[dict[str, np.ndarray]]:
+        """The parts of some replicas; those of the others are not made."""
+        parts = np.array_split(rows, self.num_replicas * self.micro_batches)
+        mine = parts[replicas.start * self.micro_batches : replicas.stop * self.micro_batches]
+        return [pad_batch(self._features, part) if len(part) else self._nothing(rows) for part in mine]
 
     def _nothing(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.zeros_like(array) for name, array in pad_batch(self._features, rows[:1]).items()}
 
-    def _elements(self, window: list[np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
-        """The planned batches of one step as an element for each replica."""
-        parts = [self.parts(rows) for rows in window]
+    def _elements(self, window: list[np.ndarray], replicas: range) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+        """The planned batches of one step as an element for each of the replicas."""
+        parts = [self._parts_of(rows, replicas) for rows in window]
         missing = (self.accumulation.greatest - len(window)) * self.micro_batches
         nothing = (self._nothing(window[0]),) * missing
-        for replica in range(self.num_replicas):
+        for replica in range(len(replicas)):
             mine = slice(replica * self.micro_batches, (replica + 1) * self.micro_batches)
             yield tuple(part for batch in parts for part in batch[mine]) + nothing
 
-    def _generate(self) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+    def _generate(self, replicas: range) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
         first_epoch, step_in_epoch, step = self._position
         for epoch in count(first_epoch):
             batches = self.batches(epoch)
             windows = self.accumulation.windows(len(batches), step)
             step += len(windows)
             for window in windows[step_in_epoch if epoch == first_epoch else 0 :]:
-                yield from self._elements(batches[window])
+                yield from self._elements(batches[window], replicas)
 
-    def dataset(self) -> "tf.data.Dataset":
-        """Elements without end, features int32 [B, T], made ahead of use; starts where `seek` said before `iter`."""
+    def dataset(self, process: int = 0, num_processes: int = 1) -> "tf.data.Dataset":
+        """Elements without end, features int32 [B, T], made ahead of use; starts where `seek` said before `iter`.
+
+        Args:
+            process: which of the processes that share the work this is; each has as many replicas, the first ones in
+                the first process.
+            num_processes: how many there are.
+        """
         import tensorflow as tf
+
+        share = self.num_replicas // num_processes
+        replicas = range(process * share, (process + 1) * share)
 
         part = {name: tf.TensorSpec([None, None], tf.int32) for name in self._features}
         signature = (part,) * (self.accumulation.greatest * self.micro_batches)
-        return tf.data.Dataset.from_generator(self._generate, output_signature=signature).prefetch(4)
+        elements = tf.data.Dataset.from_generator(partial(self._generate, replicas), output_signature=signature)
+        # Said to be endless: workers would otherwise ask each other before every step whether there is one more.
+        return elements.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(4)

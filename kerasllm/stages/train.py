@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -15,19 +16,29 @@ import numpy as np
 import tensorflow as tf
 
 import kerasllm
+from kerasllm.cluster import (
+    from_chief,
+    is_alone,
+    is_chief,
+    join_cluster,
+    lost_workers_named,
+    read_cluster,
+    wait_until_visible,
+)
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, atomic_write_text
-from kerasllm.terminal import progress, say, show_table
+from kerasllm.terminal import be_quiet, progress, say, show_table
 from kerasllm.training.callbacks import Evaluation, FiniteCheck, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import average, write_variables
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
 
 NUM_SAMPLES = 8
+VERSIONS = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
 
 
 def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
@@ -46,20 +57,60 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
         UserError: the run was made by another recipe, its data has changed, or the recipe does not fit the data.
         KeyboardInterrupt: training was stopped by Ctrl-C or SIGTERM, and is saved.
     """
-    directory = RunDirectory(run_dir)
+    directory, cluster = RunDirectory(run_dir), read_cluster()
     check_recipe(recipe)
     check_run(directory, recipe)
-    strategy = build_strategy(recipe.training.num_replicas)  # before TensorFlow runs anything: it fixes the devices
-    prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
+    replicas = recipe.training.num_replicas
+    # Before TensorFlow runs anything: it fixes the devices.
+    strategy = join_cluster(cluster, replicas, fingerprints(recipe)) if cluster else build_strategy(replicas)
+    if not is_chief(strategy):
+        be_quiet()
+    with lost_workers_named(strategy):
+        return train_with(strategy, directory, recipe, data_dir)
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """What must be the same on all workers, besides their data."""
+    digest = hashlib.sha256(recipe.to_yaml().encode("utf-8")).hexdigest()
+    return {"version": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()), "recipe": digest[:12]}
+
+
+def train_with(
+    strategy: tf.distribute.Strategy, directory: RunDirectory, recipe: Recipe, data_dir: Path | str | None
+) -> dict[str, Any]:
+    """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
+    prepared = prepare_on_all(strategy, recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
-    begin_run(directory, recipe, prepared)
-    finished = read_manifest(directory).get("finished")
+    from_chief(strategy, lambda: begin_run(directory, recipe, prepared))
+    if not is_chief(strategy):
+        wait_until_visible(directory.path, directory.exists)
+    finished = from_chief(strategy, lambda: read_manifest(directory).get("finished"))
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
     run, seconds = fit_within_memory(run, prepared)
+    return from_chief(strategy, lambda: finish(run, seconds))
+
+
+def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: Path | str | None) -> Prepared:
+    """The prepared data: first the chief's, then, in the same cache or in one of its own, that of each other worker.
+
+    Raises:
+        UserError: see `prepare_data`, or a worker's data is not that of the chief.
+    """
+    encode = recipe.task_class.encode
+    prepared = prepare_data(recipe, encode, data_dir) if is_chief(strategy) else None
+    theirs = from_chief(strategy, lambda: [prepared.directory.name, prepared.checksum])
+    prepared = prepared or prepare_data(recipe, encode, data_dir)
+    if [prepared.directory.name, prepared.checksum] != theirs:
+        raise UserError(f"{prepared.directory}: is not what the chief has prepared; give all workers the same files")
+    return prepared
+
+
+def finish(run: Run, seconds: float) -> dict[str, Any]:
+    """Chooses the weights of a run that is trained, and notes in its manifest that it is."""
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
-    write_manifest(directory, finished=report)
+    write_manifest(run.directory, finished=report)
     return report
 
 
@@ -101,8 +152,7 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
     """
     if not directory.exists():
         directory.create()
-        versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-        write_manifest(directory, versions=versions, prepared=prepared.directory.name)
+        write_manifest(directory, versions=VERSIONS, prepared=prepared.directory.name)
         if recipe.task_class.needs_tokenizer:
             shutil.copytree(prepared.tokenizer_directory, directory.tokenizer_path, dirs_exist_ok=True)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
@@ -122,10 +172,17 @@ def write_manifest(directory: RunDirectory, **entries: Any) -> None:
 
 
 def restore(run: Run) -> dict[str, Any]:
-    """Goes back to the newest checkpoint that is whole; returns its state, with step 0 where there is none."""
-    checkpoint = run.checkpoints.latest()
-    if checkpoint is None:
+    """Goes back to the newest checkpoint that is whole, on all workers to the one that the chief finds.
+
+    Returns:
+        Its state, with step 0 where there is none.
+    """
+    name = from_chief(run.strategy, lambda: getattr(run.checkpoints.latest(), "path", Path()).name)
+    if not name:
         return {"step": 0}
+    checkpoint = run.checkpoints.named(name)
+    if not is_chief(run.strategy):
+        wait_until_visible(checkpoint.path, checkpoint.is_whole)
     write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
     run.trainer.start_averages()
     write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
@@ -147,7 +204,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         ("examples", f"{len(examples):,}, {run.stream.num_too_long:,} of them too long and left out"),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
         ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
-        ("replicas", f"{run.strategy.num_replicas_in_sync}"),
+        ("replicas", f"{run.strategy.num_replicas_in_sync}" + ("" if is_alone(run.strategy) else " on all workers")),
     ]
     show_table(f"train: {run.directory.path}", ("", ""), rows)
     if run.recipe.ticks:
@@ -163,7 +220,7 @@ def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
         The run that was trained in the end, and the seconds of training.
 
     Raises:
-        UserError: there is not enough memory for single examples.
+        UserError: there is not enough memory for single examples, or not on one of several workers.
     """
     while True:
         state = restore(run)
@@ -171,6 +228,8 @@ def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
         try:
             return run, fit(run, state)
         except tf.errors.ResourceExhaustedError as error:
+            if not is_alone(run.strategy):
+                raise UserError("out of memory on this worker; raise training.micro_batches") from error
             micro_batches = 2 * run.stream.micro_batches
             if micro_batches > max(len(rows) for rows in run.stream.batches(0)):
                 raise UserError("out of memory with single examples; make the model smaller") from error
@@ -193,23 +252,29 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     settings = run.recipe.training
     epoch, step_in_epoch = run.plan.locate(state["step"])
     run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
-    dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
-    writer = tf.summary.create_file_writer(str(run.directory.logs_path))
+    strategy, directory, writes = run.strategy, run.directory, is_chief(run.strategy)
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: run.stream.dataset(context.input_pipeline_id, context.num_input_pipelines)
+    )
+    writer = tf.summary.create_file_writer(str(directory.logs_path)) if writes else tf.summary.create_noop_writer()
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
-        evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
+        evaluate = partial(from_chief, strategy, partial(evaluate_now, run))
+        record = directory.append_metrics if writes else (lambda metrics: None)
+        evaluation = Evaluation(evaluate, run.plan, settings, record, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
         ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report_tick, writer))
         ticking.restore(state.get("ticks", []), state["step"])
         every, before = settings.checkpoint_every_steps, state.get("seconds", 0.0)
-        saving = Saving(run.checkpoints, evaluation, lambda: {"ticks": ticking.state}, every, before)
+        checkpoints, alone = (run.checkpoints if writes else None), is_alone(strategy)
+        saving = Saving(checkpoints, evaluation, lambda: {"ticks": ticking.state}, every, before, alone)
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
             step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
-            finite_check = FiniteCheck(partial(describe_step, run))
+            finite_check = FiniteCheck(partial(describe_step, run) if writes else lambda *_: directory.non_finite_path)
             callbacks = [step_log, finite_check, evaluation, ticking, saving]
             run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
-    if saving.interrupted_by:
+    if saving.was_interrupted:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds

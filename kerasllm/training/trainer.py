@@ -52,6 +52,7 @@ class Trainer(keras.Model):
         self.average_decay = average_decay
         self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
         weights = {id(weight) for weight in model.weights}
+        self.stop_requests = tf.Variable(0.0, trainable=False, name="stop_requests")
         self.generator_states = [variable for variable in model.variables if id(variable) not in weights]
         self.built = True
 
@@ -80,6 +81,28 @@ class Trainer(keras.Model):
         """The model itself."""
         return self.model(inputs, training=training)
 
+    def request_stop(self) -> None:
+        """Lets the figures of the next step say, on every worker, that one of them is to stop."""
+        self.stop_requests.assign(1.0)
+
+    def make_train_function(self, force: bool = False):
+        """The function that `fit` calls for each step.
+
+        Keras's own averages the figures over replicas, which fails where these are on several machines (keras #20585);
+        here every replica has those of the global batch already.
+        """
+        if self.train_function and not force:
+            return self.train_function
+        strategy = self.distribute_strategy
+
+        @tf.function(reduce_retracing=True)
+        def one_step(iterator):
+            figures = strategy.run(self.train_step, args=(next(iterator),))
+            return {name: strategy.experimental_local_results(figure)[0] for name, figure in figures.items()}
+
+        self.train_function = one_step
+        return one_step
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
         """Everything is built when the trainer is made; Keras would draw a batch to build it again."""
 
@@ -91,14 +114,16 @@ class Trainer(keras.Model):
 
         Returns:
             Figures of the global batch: `loss` (mean over its weights), `tokens` (sum of its weights),
-            `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`.
+            `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`, `stop_requests` (of
+            all replicas, see `request_stop`).
         """
         replica = tf.distribute.get_replica_context()
         variables = self.model.trainable_variables
         self._seed_step()
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
         totals, gradients = self._sum_of_micro_batches(batches, variables)
-        loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
+        totals = tf.concat([totals, [self.stop_requests]], axis=0)
+        loss, weight, positions, stop_requests = tf.unstack(sum_over_replicas(replica, totals))
         weight = tf.maximum(weight, 1e-9)
         gradients = [gradient / weight for gradient in sum_over_replicas(replica, gradients)]
         gradients = add_penalty_gradients(gradients, variables, self.l1, self.l2)
@@ -118,6 +143,7 @@ class Trainer(keras.Model):
             "padding_share": 1.0 - weight / positions,
             "gradient_norm": norm,
             "learning_rate": learning_rate,
+            "stop_requests": stop_requests,
         }
 
     def _seed_step(self) -> None:
