@@ -61,6 +61,7 @@ def _gather(server: socket.socket, workers: Sequence[str], agreed: Mapping[str, 
     say(f"waiting for {len(workers) - 1} other worker(s): {', '.join(workers[1:])}")
     with ExitStack() as stack:
         connections: dict[int, socket.socket] = {}
+        spoken: list[socket.socket] = []
         complaint = ""
         while len(connections) < len(workers) - 1 and not complaint:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -75,10 +76,12 @@ def _gather(server: socket.socket, workers: Sequence[str], agreed: Mapping[str, 
                 continue  # somebody else, such as a probe of the port
             found = greeting["index"]
             complaint = _difference(greeting["agreed"], agreed, f"worker {found}")
-            if found == 0 or (found in connections and not _has_hung_up(connections[found])):
+            connections = {worker: other for worker, other in connections.items() if not _has_hung_up(other)}
+            if found == 0 or found in connections:
                 complaint = complaint or f"two processes say that they are worker {found}; correct one's task.index"
             connections[found] = connection
-        for connection in connections.values():
+            spoken.append(connection)
+        for connection in spoken:
             _answer(connection, complaint)
     if complaint:
         raise UserError(complaint)
@@ -120,11 +123,11 @@ def _report(workers: Sequence[str], index: int, agreed: Mapping[str, str], deadl
     host, _, port = workers[0].rpartition(":")
     say(f"worker {index} of {len(workers)}: waiting for worker 0 ({workers[0]}), which shows how far the run is")
     line = json.dumps({"index": index, "agreed": agreed}).encode("utf-8") + b"\n"
-    while (left := deadline - time.monotonic()) > 0:
+    while time.monotonic() < deadline:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
                 connection.sendall(line)
-                answer = _read_line(connection, left)
+                answer = _read_line(connection, MEETING_SECONDS + _ANSWER_SECONDS)
         except OSError:
             answer = None
         if answer is not None:
