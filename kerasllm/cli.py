@@ -178,9 +178,11 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
     kerasllm train translate/dates_tiny --run-dir runs/dates
     kerasllm train translate/dates_tiny --run-dir runs/wide --set model.hidden_dim=256 --set seed=2
     """
+    from kerasllm.cluster import read_cluster
     from kerasllm.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    read_cluster()  # its mistakes are answered before TensorFlow loads
     load_tensorflow()
     from kerasllm.stages.train import train as train_stage
 

@@ -227,6 +227,11 @@ def prepare_data(recipe: Recipe, encode: Encode, data_dir: Path | str | None = N
     directory = cache_directory() / preparation_key(recipe, data_dir)
     is_new = not directory.exists()
     if is_new:
-        with atomic_directory(directory) as unfinished:
-            _write_prepared(unfinished, recipe, encode, data_dir)
+        try:
+            with atomic_directory(directory) as unfinished:
+                _write_prepared(unfinished, recipe, encode, data_dir)
+        except UserError:
+            if not directory.exists():
+                raise
+            # Another process has prepared the same meanwhile; its files are as good.
     return Prepared(directory, from_cache=not is_new)

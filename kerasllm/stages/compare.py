@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kerasllm.cluster import read_cluster
 from kerasllm.comparison import (
     Outcome,
     Target,
@@ -64,10 +65,12 @@ def compare(
         and where `picture`, `csv` and `logs` lie.
 
     Raises:
-        UserError: a key or value is wrong, or a trial that is there was made by another recipe; both before anything
-            is written. Or every trial failed.
+        UserError: TF_CONFIG names several machines, a key or value is wrong, or a trial that is there was made by
+            another recipe; all before anything is written. Or every trial failed.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the running trials are saved.
     """
+    if read_cluster() is not None:
+        raise UserError("compare runs on one machine; unset TF_CONFIG")
     directory = Path(run_dir)
     base = load_recipe(recipe, overrides)
     wanted = read_target(target, base) if target else None

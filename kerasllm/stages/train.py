@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from contextlib import closing
@@ -14,11 +15,21 @@ import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
 import kerasllm
+from kerasllm.cluster import (
+    from_chief,
+    is_alone,
+    is_chief,
+    join_cluster,
+    lost_workers_named,
+    read_cluster,
+    wait_until_visible,
+)
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
+from kerasllm.incident_report import describe_step
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import (
     RunDirectory,
@@ -26,17 +37,17 @@ from kerasllm.run_directory import (
     naming_the_target,
     remove_leftovers,
 )
-from kerasllm.terminal import progress, say, show_table
+from kerasllm.terminal import be_quiet, progress, say, show_table
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import average, write_variables
 from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
-from kerasllm.training.incidents import inspect_step
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
 
 NUM_SAMPLES = 8
 LOG_QUEUE = 1000
 """Events that wait in memory until TensorBoard's file is written, at the latest after two minutes or by a save."""
+VERSIONS = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
 
 
 def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
@@ -55,20 +66,60 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
         UserError: the run was made by another recipe, its data has changed, or the recipe does not fit the data.
         KeyboardInterrupt: training was stopped by Ctrl-C or SIGTERM, and is saved.
     """
-    directory = RunDirectory(run_dir)
+    directory, cluster = RunDirectory(run_dir), read_cluster()
     check_recipe(recipe)
     check_run(directory, recipe)
-    strategy = build_strategy(recipe.training.num_replicas)  # before TensorFlow runs anything: it fixes the devices
-    prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
+    replicas = recipe.training.num_replicas
+    # Before TensorFlow runs anything: it fixes the devices.
+    strategy = join_cluster(cluster, replicas, fingerprints(recipe)) if cluster else build_strategy(replicas)
+    if not is_chief(strategy):
+        be_quiet()
+    with lost_workers_named(strategy):
+        return train_with(strategy, directory, recipe, data_dir)
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """What must be the same on all workers, besides their data."""
+    digest = hashlib.sha256(recipe.to_yaml().encode("utf-8")).hexdigest()
+    return {"version": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()), "recipe": digest[:12]}
+
+
+def train_with(
+    strategy: tf.distribute.Strategy, directory: RunDirectory, recipe: Recipe, data_dir: Path | str | None
+) -> dict[str, Any]:
+    """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
+    prepared = prepare_on_all(strategy, recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
-    begin_run(directory, recipe, prepared)
-    finished = directory.read_manifest().get("finished")
+    from_chief(strategy, lambda: begin_run(directory, recipe, prepared))
+    if not is_chief(strategy):
+        wait_until_visible(directory.path, directory.exists)
+    finished = from_chief(strategy, lambda: directory.read_manifest().get("finished"))
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
     run, seconds = fit_to_the_end(run, prepared)
+    return from_chief(strategy, lambda: finish(run, seconds))
+
+
+def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: Path | str | None) -> Prepared:
+    """The prepared data: first the chief's, then, in the same cache or in one of its own, that of each other worker.
+
+    Raises:
+        UserError: see `prepare_data`, or a worker's data is not that of the chief.
+    """
+    encode = recipe.task_class.encode
+    prepared = prepare_data(recipe, encode, data_dir) if is_chief(strategy) else None
+    theirs = from_chief(strategy, lambda: [prepared.directory.name, prepared.checksum])
+    prepared = prepared or prepare_data(recipe, encode, data_dir)
+    if [prepared.directory.name, prepared.checksum] != theirs:
+        raise UserError(f"{prepared.directory}: is not what the chief has prepared; give all workers the same files")
+    return prepared
+
+
+def finish(run: Run, seconds: float) -> dict[str, Any]:
+    """Chooses the weights of a run that is trained, and notes in its manifest that it is."""
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
-    directory.write_manifest(finished=report)
+    run.directory.write_manifest(finished=report)
     return report
 
 
@@ -110,8 +161,7 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
     """
     if not directory.exists():
         directory.create()
-        versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-        directory.write_manifest(versions=versions, prepared=prepared.directory.name)
+        directory.write_manifest(versions=VERSIONS, prepared=prepared.directory.name)
         copy_vocabulary(prepared.directory, directory.path)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
         return
@@ -125,7 +175,8 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
 
 
 def restore(run: Run) -> dict[str, Any]:
-    """Goes back to the newest checkpoint that is whole, and removes what the run has written since.
+    """Goes back to the newest checkpoint that is whole, on all workers to the one that the chief finds, and removes
+    what the run has written since.
 
     Returns:
         The state of the run, with step 0 where there is no checkpoint.
@@ -133,15 +184,20 @@ def restore(run: Run) -> dict[str, Any]:
     Raises:
         UserError: it was saved with another recipe, tokenizer or data.
     """
-    checkpoint = run.checkpoints.latest()
-    state = {"step": 0} if checkpoint is None else checkpoint.progress
-    if checkpoint is not None:
+    state = {"step": 0}
+    name = from_chief(run.strategy, lambda: getattr(run.checkpoints.latest(), "path", Path()).name)
+    if name:
+        checkpoint = run.checkpoints.named(name)
+        if not is_chief(run.strategy):
+            wait_until_visible(checkpoint.path, checkpoint.is_whole)
         write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
         run.trainer.start_averages()
         write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
-    remove_leftovers(run.directory.path)
-    run.checkpoints.go_back_to(state["step"])
-    run.directory.cut_metrics(state["step"])
+        state = checkpoint.progress
+    if is_chief(run.strategy):
+        remove_leftovers(run.directory.path)
+        run.checkpoints.go_back_to(state["step"])
+        run.directory.cut_metrics(state["step"])
     return state
 
 
@@ -160,7 +216,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         ("examples", f"{len(examples):,}, {run.stream.num_too_long:,} of them too long and left out"),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
         ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
-        ("replicas", f"{run.strategy.num_replicas_in_sync}"),
+        ("replicas", f"{run.strategy.num_replicas_in_sync}" + ("" if is_alone(run.strategy) else " on all workers")),
     ]
     show_table(f"train: {run.directory.path}", ("", ""), rows)
     if run.recipe.ticks:
@@ -177,7 +233,7 @@ def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
         The run that was trained in the end, and the seconds of training.
 
     Raises:
-        UserError: there is not enough memory for single examples.
+        UserError: there is not enough memory for single examples, or not on one of several workers.
     """
     failures = None
     while True:
@@ -192,6 +248,8 @@ def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
         except RollBack as roll_back:
             failures = roll_back.state
         except tf.errors.ResourceExhaustedError as error:
+            if not is_alone(run.strategy):
+                raise UserError("out of memory on this worker; raise training.micro_batches") from error
             micro_batches *= 2
             if micro_batches > max(len(rows) for rows in run.stream.batches(0)):
                 raise UserError("out of memory with single examples; make the model smaller") from error
@@ -214,17 +272,23 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     settings = run.recipe.training
     epoch, step_in_epoch = run.plan.locate(state["step"])
     run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
-    dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
-    writer = open_log(run.directory, state["step"])
+    strategy, directory, writes = run.strategy, run.directory, is_chief(run.strategy)
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: run.stream.dataset(context.input_pipeline_id, context.num_input_pipelines)
+    )
+    writer = open_log(directory, state["step"]) if writes else tf.summary.create_noop_writer()
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
-        evaluation = Evaluation(lambda: evaluate_now(run), run.plan, settings, run.directory, writer, bar)
+        evaluate = partial(from_chief, strategy, partial(evaluate_now, run))
+        record = directory.append_metrics if writes else (lambda metrics: None)
+        evaluation = Evaluation(evaluate, run.plan, settings, record, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
         ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report, writer, "tick"))
         ticking.restore(state.get("ticks", []), state["step"])
         failures = build_failures(run, writer, state["failures"])
         every, before = settings.checkpoint_every_steps, state.get("seconds", 0.0)
-        saving = Saving(run.checkpoints, evaluation, partial(progress_of, ticking, failures), writer, every, before)
+        checkpoints, carried = (run.checkpoints if writes else None), partial(progress_of, ticking, failures)
+        saving = Saving(checkpoints, evaluation, carried, writer, every, before, is_alone(strategy))
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
             step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
@@ -233,7 +297,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
                 run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
             finally:
                 saving.on_train_end()
-    if saving.interrupted_by:
+    if saving.was_interrupted:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
@@ -260,49 +324,6 @@ def build_failures(run: Run, writer: tf.summary.SummaryWriter, state: dict[str, 
         run.schedule.roll_back_factor.assign(settings.learning_rate_factor ** state["roll_backs"])
     attempt = state["roll_backs"] + 1
     return Failures(settings, partial(describe_step, run, attempt), partial(report, writer, "failure"), state)
-
-
-def describe_step(run: Run, attempt: int, step: int, what: str, figures: dict[str, float]) -> str:
-    """Writes down a step that went wrong and was not applied: its figures, its batch, and where it went wrong.
-
-    Args:
-        attempt: 1 more than the times that the run went back before it.
-        what: went wrong.
-
-    Returns:
-        The file, and the first layer or weight that is not finite, in words.
-    """
-    epoch, step_in_epoch = run.plan.locate(step - 1)
-    position = (epoch, step_in_epoch, run.plan.epoch_starts[epoch])
-    elements, rows = run.stream.elements_of_step(*position), run.stream.rows_of_step(*position)
-    try:
-        found = inspect_step(run.trainer, run.strategy, elements)
-    except tf.errors.ResourceExhaustedError:
-        found = {"first_layer": None, "weights": [], "gradient_norms": {}, "not_inspected": "out of memory"}
-    checkpoint = run.checkpoints.latest()
-    content = {
-        "step": step,
-        "epoch": epoch,
-        "what": what,
-        "policy": run.recipe.training.on_failure.name,
-        "last_checkpoint": checkpoint.path.name if checkpoint else None,
-        "figures": {name: str(value) for name, value in figures.items()},
-        **found,
-        "gradient_norms": {path: str(norm) for path, norm in found["gradient_norms"].items()},
-        "examples": with_decoded([run.stream.examples.record(row) for row in rows], run.task.tokenizer),
-    }
-    path = run.directory.write_incident(step, attempt, content)
-    first = found["weights"][:1] or [found["first_layer"]["layer"] if found["first_layer"] else "no layer's output"]
-    return f"{path} holds the batch; first not finite: {first[0]}"
-
-
-def with_decoded(records: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
-    """Records with the text of each feature of token ids, in `decoded`; as they are without a tokenizer."""
-    names = [name for name in records[0] if name.endswith("token_ids")] if tokenizer else []
-    texts = [tokenizer.detokenize(tf.ragged.constant([r[name] for r in records], tf.int32)) for name in names]
-    columns = [[text.decode("utf-8", "replace") for text in each.numpy()] for each in texts]
-    decoded = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    return [{**record, "decoded": each} for record, each in zip(records, decoded, strict=True)] if names else records
 
 
 def report(writer: tf.summary.SummaryWriter, kind: str, step: int, text: str) -> None:

@@ -13,7 +13,6 @@ import keras
 import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from kerasllm.run_directory import RunDirectory
 from kerasllm.terminal import ProgressLine, say
 from kerasllm.training.checkpoints import Checkpoints, read_variables
 from kerasllm.training.input_wait import InputWait
@@ -99,7 +98,7 @@ class Evaluation(StepCallback):
         evaluate: makes the metrics of the validation split, and a few sample lines of text.
         plan: names the steps.
         settings: `best_metric` and `stop_after_evaluations_without_gain`.
-        run: for `metrics.jsonl`.
+        record: adds a line to `metrics.jsonl`.
         writer: TensorBoard's.
         bar: shows the metric.
     """
@@ -109,13 +108,13 @@ class Evaluation(StepCallback):
         evaluate: Callable[[], tuple[dict[str, Any], list[str]]],
         plan: StepPlan,
         settings: TrainingSettings,
-        run: RunDirectory,
+        record: Callable[[dict[str, Any]], None],
         writer: tf.summary.SummaryWriter,
         bar: ProgressLine,
     ):
         super().__init__()
         self.evaluate, self.plan, self.settings = evaluate, plan, settings
-        self.run, self.writer, self.bar = run, writer, bar
+        self.record, self.writer, self.bar = record, writer, bar
         self.score: float | None = None
         self.metrics: dict[str, Any] | None = None
         self.state = {"best_score": None, "without_gain": 0}
@@ -150,7 +149,7 @@ class Evaluation(StepCallback):
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in numbers.items()
         )
         say(f"step {step:,}: train loss {logs['loss']:.3f}  validation: {shown}{'  (best)' if gained else ''}")
-        self.run.append_metrics({"step": step, "train_loss": logs["loss"], "validation": metrics})
+        self.record({"step": step, "train_loss": logs["loss"], "validation": metrics})
         with self.writer.as_default(step):
             for name, value in numbers.items():
                 tf.summary.scalar(f"validation/{name}", value)
@@ -167,32 +166,40 @@ def score_of(metrics: dict[str, Any], best_metric: str) -> float:
 class Saving(StepCallback):
     """Saves at each interval and evaluation, and at the end of the run however it ends.
 
-    A first Ctrl-C or SIGTERM lets the step end, saves, and stops; a second Ctrl-C is obeyed at once.
+    A first Ctrl-C or SIGTERM lets the step end, saves, and stops; a second Ctrl-C is obeyed at once. Of several workers
+    each tells the others with its next step, so that all stop after the same one.
 
     Args:
-        checkpoints: where to.
+        checkpoints: where to; None on a worker that saves nothing.
         evaluation: whose state and scores are saved; comes before this callback.
         progress: gives what else goes on from here.
         writer: TensorBoard's; what it has is on the disk before a checkpoint is, so that no step is missing later.
         every_steps: optimizer steps.
         seconds_before: that the run was trained in earlier sessions.
+        is_alone: whether no other worker has to be told of a signal.
     """
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         evaluation: Evaluation,
         progress: Callable[[], dict[str, Any]],
         writer: tf.summary.SummaryWriter,
         every_steps: int,
         seconds_before: float,
+        is_alone: bool = True,
     ):
         super().__init__()
         self.checkpoints, self.evaluation, self.progress = checkpoints, evaluation, progress
-        self.writer, self.every_steps = writer, every_steps
+        self.writer, self.every_steps, self.is_alone = writer, every_steps, is_alone
         self.seconds_before, self._started = seconds_before, time.monotonic()
         self.interrupted_by: str | None = None
         self._handlers: dict[int, Any] = {}
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a signal ended the training; one to a single worker that came too late to tell the others did not."""
+        return self.interrupted_by is not None and (self.is_alone or self.model.stop_training)
 
     @property
     def seconds(self) -> float:
@@ -209,8 +216,14 @@ class Saving(StepCallback):
         signal.signal(number, self._handlers[number])
         say("stopping after this step; once more to stop at once")
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self.interrupted_by and not self.is_alone:
+            self.model.request_stop()
+
     def on_step(self, step: int, logs: dict[str, float]) -> None:
-        if self.interrupted_by:
+        if logs["stop_requests"]:
+            self.interrupted_by = self.interrupted_by or "another worker"
+        if logs["stop_requests"] or (self.interrupted_by and self.is_alone):
             self.model.stop_training = True
         if self.model.stop_training or step % self.every_steps == 0 or self.evaluation.score is not None:
             self.save(step)
@@ -223,6 +236,8 @@ class Saving(StepCallback):
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, with the score if it was evaluated."""
+        if self.checkpoints is None:
+            return
         self.writer.flush()
         with self.model.answering_weights() as weights:
             answering = read_variables(weights)

@@ -184,6 +184,10 @@ class Checkpoints:
                 remove_directory(checkpoint.path)
         self._remove_old()
 
+    def named(self, name: str) -> Checkpoint:
+        """The one in the directory of this name."""
+        return Checkpoint(self.directory / name)
+
     def best(self) -> list[Checkpoint]:
         """Those with the best scores, best first, at most `keep_best`; of equal ones the earlier."""
         scored = [checkpoint for checkpoint in self.saved() if checkpoint.progress.get("score") is not None]

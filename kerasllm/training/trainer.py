@@ -67,6 +67,7 @@ class Trainer(keras.Model):
         self.input_wait_seconds = 0.0
         self.averages = [_copy_of(weight) for weight in self.averaged_weights]
         weights = {id(weight) for weight in model.weights}
+        self.stop_requests = tf.Variable(0.0, trainable=False, name="stop_requests")
         self.generator_states = [variable for variable in model.variables if id(variable) not in weights]
         self.built = True
 
@@ -101,18 +102,25 @@ class Trainer(keras.Model):
         """The model itself."""
         return self.model(inputs, training=training)
 
+    def request_stop(self) -> None:
+        """Lets the figures of the next step say, on every worker, that one of them is to stop."""
+        self.stop_requests.assign(1.0)
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
         """Everything is built when the trainer is made; Keras would draw a batch to build it again."""
 
     def make_train_function(self, force: bool = False) -> None:
-        """As Keras makes it, for one step at a time; it also measures how long the step waits for its batch."""
+        """Makes the function that `fit` calls for each step; it also measures how long the step waits for its batch.
+
+        Keras's own averages the figures over replicas, which fails where these are on several machines (keras #20585);
+        here every replica has those of the global batch already.
+        """
         if self.train_function is not None and not force:
             return
         strategy, step = self.distribute_strategy, None
 
         def step_of(batches):
             figures = strategy.run(self.train_step, args=(batches,))
-            # They are of the global batch, so every replica has the same.
             return {name: strategy.experimental_local_results(each)[0] for name, each in figures.items()}
 
         def train_function(iterator):
@@ -134,14 +142,14 @@ class Trainer(keras.Model):
 
         Returns:
             Figures of the global batch: `loss` (mean over its weights), `tokens` (sum of its weights),
-            `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`, and those of the
-            guard.
+            `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`, `stop_requests` (of
+            all replicas, see `request_stop`), and those of the guard.
         """
         variables = self.model.trainable_variables
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
         untrained = self.model.non_trainable_weights if self.guard else []
         before = [tf.convert_to_tensor(weight.value) for weight in untrained]
-        (loss, weight, positions), gradients = self.gradient_of(batches)
+        (loss, weight, positions, stop_requests), gradients = self.gradient_of(batches)
         norm = tf.linalg.global_norm(gradients)
         applies, guarded = self.guard.judge(loss / weight, norm) if self.guard else (None, {})
         if self.clip_norm is not None:
@@ -157,6 +165,7 @@ class Trainer(keras.Model):
             "padding_share": 1.0 - weight / positions,
             "gradient_norm": norm,
             "learning_rate": learning_rate,
+            "stop_requests": stop_requests,
             **guarded,
         }
 
@@ -167,19 +176,20 @@ class Trainer(keras.Model):
             batches: as in `train_step`.
 
         Returns:
-            Sums over the global batch: of weighted losses, of weights, of positions; and for each trainable variable
-            the gradient of the mean loss and the penalties, not clipped.
+            Sums over the global batch: of weighted losses, of weights, of positions, and of requests to stop; and for
+            each trainable variable the gradient of the mean loss and the penalties, not clipped.
         """
         replica = tf.distribute.get_replica_context()
         variables = self.model.trainable_variables
         self._seed_step()
         scale = self.guard.loss_scale.scale.value if self.guard and self.guard.loss_scale else None
         totals, gradients = self._sum_of_micro_batches(batches, variables, scale)
-        loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
+        totals = tf.concat([totals, [self.stop_requests]], axis=0)
+        loss, weight, positions, stop_requests = tf.unstack(sum_over_replicas(replica, totals))
         weight = tf.maximum(weight, 1e-9)
         divisor = weight if scale is None else weight * scale
         gradients = [gradient / divisor for gradient in sum_over_replicas(replica, gradients)]
-        return [loss, weight, positions], add_penalty_gradients(gradients, variables, self.l1, self.l2)
+        return [loss, weight, positions, stop_requests], add_penalty_gradients(gradients, variables, self.l1, self.l2)
 
     def _apply(self, gradients: list[tf.Tensor], variables: list[keras.Variable], applies: tf.Tensor | None) -> None:
         """One step of the optimizer and of the average, if it applies; always where `applies` is None."""
