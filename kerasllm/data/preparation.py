@@ -155,9 +155,7 @@ def _learn_labels(directory: Path, data: DataSettings, task_class: Any) -> tuple
     return labels
 
 
-def _learn_vocabulary(
-    directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None
-) -> Vocabulary:
+def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> Vocabulary:
     """The tokenizer and the labels of the training split, as far as the task needs them."""
     task_class, tokenizer, labels = recipe.task_class, None, ()
     if task_class.label_field in fields:
