@@ -19,7 +19,6 @@ UNKNOWN_TOKEN = "[UNK]"
 CONTINUATION = "##"
 MAX_WORD_CHARACTERS = 100
 
-_MAX_LEARNT_WORDS = 50_000
 _CHUNK_TEXTS = 1024
 _CHARACTERS = Path(__file__).with_name("wordpiece_characters.npz")
 # What becomes of a character, as its place in `CharacterTables.results`; those that become others follow.
@@ -238,30 +237,38 @@ def _mark_special_tokens(places: tf.Tensor, codes: tf.Tensor, row_splits: tf.Ten
 
 
 def learn_vocabulary(texts: Iterable[str], max_vocabulary_size: int, normalization: dict[str, bool]) -> tuple[str, ...]:
-    """Tokens learnt from the most frequent words, the special ones first; the same ones from the same texts.
+    """Tokens learnt from texts, the special ones first, then characters; the same ones from the same texts.
 
     A word with a character that is not among the most frequent ones is left out: characters, each of which is a token
-    twice, take at most two thirds of the vocabulary.
+    twice, take at most two thirds of the vocabulary. Pieces are joined in the order of their frequency.
 
     Args:
         normalization: the last three arguments of `Wordpiece`.
-
-    Reference: the algorithm in the guide [Subword tokenizers](https://www.tensorflow.org/text/guide/subwords_tokenizer).
     """
-    from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib as learner
+    import tokenizers
 
     splitter = Wordpiece(SPECIAL_TOKENS, **normalization)
     texts, counts = iter(texts), Counter()
     while chunk := list(islice(texts, _CHUNK_TEXTS)):
         counts.update(splitter.words(tf.constant(chunk)).flat_values.numpy().tolist())
     words = {word.decode("utf-8"): count for word, count in sorted(counts.items())}
-    tokens = learner.learn(
-        words,
-        max_vocabulary_size,
-        list(SPECIAL_TOKENS),
-        lower_thresh=None,
-        max_input_tokens=_MAX_LEARNT_WORDS,
-        max_unique_chars=(max_vocabulary_size - len(SPECIAL_TOKENS)) // 3,
-        joiner=CONTINUATION,
+    words = {word: count for word, count in words.items() if word not in SPECIAL_TOKENS}
+    frequencies = Counter()
+    for word, count in words.items():
+        frequencies.update(dict.fromkeys(word, count))
+    most_frequent = sorted(frequencies, key=lambda character: (-frequencies[character], character))
+    characters = sorted(most_frequent[: (max_vocabulary_size - len(SPECIAL_TOKENS)) // 3])
+    lines = (" ".join([word] * count) for word, count in words.items() if set(word) <= set(characters))
+    # Given all single characters in an order, the trainer numbers them so, and breaks ties in the same way each time.
+    first = [*SPECIAL_TOKENS, *characters, *(f"{CONTINUATION}{character}" for character in characters)]
+    learnt = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=UNKNOWN_TOKEN))
+    learnt.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=max_vocabulary_size,
+        special_tokens=first,
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=False,
     )
-    return tuple(tokens[:max_vocabulary_size])  # the rarest come last
+    learnt.train_from_iterator(lines, trainer)
+    ids = learnt.get_vocab()
+    return tuple(sorted(ids, key=ids.__getitem__))
