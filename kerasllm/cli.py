@@ -145,6 +145,32 @@ def copy(name: str, to: Path) -> None:
 
 
 @commands.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), help="The recipe; by default the table's name with .yaml.")
+@click.option("--text", metavar="COLUMN", help="Holds the text.")
+@click.option("--other-text", metavar="COLUMN", help="Holds the other text of a pair.")
+@click.option("--label", metavar="COLUMN", help="Holds what is to be told from the text.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+def new(as_json: bool, **options: Any) -> None:
+    """Write a recipe that trains a classifier on TABLE.
+
+    TABLE is a csv, tsv, jsonl or parquet file with a column of texts and one of labels. Which these are is guessed,
+    shown, and can be said.
+
+    \b
+    kerasllm new reviews.csv
+    kerasllm new reviews.csv --text comment --label stars --to stars.yaml
+    """
+    from kerasllm.stages.new import new as new_stage
+
+    result = new_stage(**options)
+    _report(result, as_json)
+    path = result["recipe"]
+    _say_next("train", path, "--run-dir", f"runs/{Path(path).stem}")
+
+
+@commands.command()
 @click.argument("recipe")
 @_common_options
 def prepare(recipe: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:

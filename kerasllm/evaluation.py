@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kerasllm.data.batching import BatchStream
 from kerasllm.data.store import Examples
 from kerasllm.trained_run import answer_texts
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_EXPONENT = 709.0
 """Of a number that a float can hold."""
+
+
+def png_of(figure: Figure) -> bytes:
+    """A picture as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
+    return content.getvalue()
 
 
 class LossSum:
@@ -49,6 +60,9 @@ class LossSum:
 class Evaluator:
     """Answers a split and measures; can be called again after the weights have changed.
 
+    After a call `answers` are those of each record, as `task.metrics` and `task.pictures` take them, and `references`
+    what they are measured against.
+
     Args:
         task: with its model built.
         examples: the split.
@@ -60,6 +74,7 @@ class Evaluator:
         self.fields = list(task.inputs.values())
         self.columns = [list(examples.texts[field]) for field in self.fields]
         self.references = list(examples.texts[task.reference])
+        self.answers: list[dict[str, Any]] = []
 
     def __call__(self, description: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Measures with the weights of this moment.
@@ -71,7 +86,7 @@ class Evaluator:
             The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each record,
             in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer.
         """
-        answers = answer_texts(self.task, self.columns, description)
+        answers = self.answers = answer_texts(self.task, self.columns, description)
         rows = []
         for answer, reference, *inputs in zip(answers, self.references, *self.columns, strict=True):
             (_, prediction), *others = answer.items()

@@ -78,7 +78,7 @@ class Recipe(Settings):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """What is measured on a split: the loss, and the metrics of the task."""
-        return ("loss", *self.task_class.metric_names)
+        return ("loss", *self.task_class.metric_names_of(self))
 
     def dump(self) -> dict[str, Any]:
         """Returns all settings, defaults included, as plain values; not the name, which changes nothing in a run."""

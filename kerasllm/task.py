@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+    from matplotlib.figure import Figure
 
     from kerasllm.data.vocabulary import Vocabulary
     from kerasllm.settings import Settings
@@ -39,19 +40,38 @@ class Task:
     sections: dict[str, type[Settings]]
     """What a recipe says of the task: name of a section -> its settings."""
 
+    parallel_fields: tuple[str, ...] = ()
+    """The fields whose texts say the same, so that cleaning compares their lengths."""
+
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         self.recipe, self.vocabulary = recipe, vocabulary
         self.tokenizer = vocabulary.tokenizer
         self.model: keras.Model | None = None
 
-    @staticmethod
-    def labels_in(text: str) -> list[str]:
-        """The names of the labels in the label field of a record; by default the whole text is one."""
+    @classmethod
+    def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
+        """What `labels_in` and `encode` read of a recipe besides its data, cleaning and tokenizer, as plain values."""
+        return {}
+
+    @classmethod
+    def metric_names_of(cls, recipe: Any) -> tuple[str, ...]:
+        """Those of `metric_names` that a recipe gives; by default all."""
+        return cls.metric_names
+
+    @classmethod
+    def labels_in(cls, recipe: Any, text: str) -> list[str]:
+        """The names of the labels in the label field of a record; by default the whole text is one.
+
+        Raises:
+            UserError: the text is none that this recipe can learn from; says what it must be.
+        """
         return [text]
 
-    @staticmethod
-    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
-        """Texts by field, string [B] -> numbers by feature, int32 or float32 [B, None]."""
+    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+        """Texts by field, string [B] -> numbers by feature, int32 or float32 [B, None].
+
+        A task that cuts long texts gives a feature `num_cut_tokens` int32 [B, 1], which is counted.
+        """
         raise NotImplementedError
 
     def build_model(self) -> keras.Model:
@@ -87,6 +107,11 @@ class Task:
             references: what stands in the field `reference`.
 
         Returns:
-            A value for each of `metric_names` but the perplexity; there may be others.
+            A value for each of `metric_names` but the perplexity; there may be others. A table is a dict of rows by
+            name, each a dict of cells by column.
         """
         raise NotImplementedError
+
+    def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
+        """What is better seen than said of the answers, as figures by name; by default none. As for `metrics`."""
+        return {}

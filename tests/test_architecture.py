@@ -24,6 +24,7 @@ LEVELS = {
     "generation": 2,
     "tuning": 2,
     "task": 2,
+    "label_measures": 2,
     "tasks": 3,
     "recipe": 4,
     "comparison": 4,

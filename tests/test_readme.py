@@ -21,6 +21,7 @@ training={train_steps: 2}
 model={num_layers: 1, num_heads: 2, hidden_dim: 16, intermediate_dim: 16, max_sequence_length: 64}
 generation={beam_size: 2, max_length_ratio: 0.1, max_extra_tokens: 4}
 """
+WEATHER = {"sunny": "good", "rainy": "bad"}
 
 
 def command_lines(page: str) -> list[list[str]]:
@@ -66,10 +67,13 @@ def test_the_pages_show_commands():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_can_be_typed(page, monkeypatch):
     monkeypatch.chdir(ROOT)
+    made: set[str] = set()
     for words in command_lines(page):
         if words[0] == "kerasllm":
             parse(words)
-            if words[1] in ("prepare", "train", "compare"):
+            if words[1] == "new":
+                made.add(Path(words[2]).with_suffix(".yaml").name)
+            elif words[1] in ("prepare", "train", "compare") and words[2] not in made:
                 find_recipe(words[2])
         for word in words:
             if word.startswith(("tools/", "recipes/", "kerasllm/")):
@@ -114,6 +118,24 @@ def test_the_commands_on_dates_run(tmp_path, run_python):
         ran.add(words[1])
     assert {"train", "evaluate", "predict", "export", "kerasllm/serving/saved_model.py"} <= ran
     assert (tmp_path / "saved_models" / "dates" / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_on_reviews_run(tmp_path, run_python):
+    """From a table to a classifier, as the page says it, but for a model that is trained for two steps."""
+    rows = [f"{n},It was a {word} day in week {n} of {label}" for n in range(40) for word, label in WEATHER.items()]
+    lines = [f"{row},{label}" for row, label in zip(rows, list(WEATHER.values()) * 40, strict=True)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["number,review,sentiment", *lines]) + "\n")
+    ran = []
+    for words in command_lines("README.md"):
+        if any("reviews" in word for word in words):
+            tiny = ["--set", "training={train_steps: 2}"] if words[1] == "train" else []
+            done = run_python("-m", *words, *tiny, cwd=tmp_path)
+            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+            ran.append(words[1])
+    assert ran == ["new", "train", "evaluate", "export"]
+    assert (tmp_path / "runs" / "reviews" / "predictions" / "test_confusion.png").exists()
+    assert (tmp_path / "saved_models" / "reviews" / "1" / "saved_model.pb").exists()
 
 
 @pytest.mark.slow

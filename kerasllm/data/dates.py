@@ -78,15 +78,25 @@ def split_of(day: date, seed: int) -> str:
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
-def write_date(day: date, generator: random.Random) -> str:
-    """One of the ways to write a day."""
-    language = generator.choice(list(FORMS))
-    form = generator.choice(FORMS[language])
+def days_of(split: str, seed: int) -> list[date]:
+    """The days of a split, in the order of the calendar."""
+    days = (FIRST_DAY + timedelta(n) for n in range((LAST_DAY - FIRST_DAY).days + 1))
+    return [day for day in days if split_of(day, seed) == split]
+
+
+def write_form(day: date, language: str, form: str, generator: random.Random) -> str:
+    """A day in one of the `FORMS` of a language, bent or not."""
     if "{nth}" in form:
         form = form.replace("{nth}", f"'{ordinal(day.day, language)}'")
     text = format_date(day, form, locale=language)
     (bend,) = generator.choices(list(BENDS), BEND_WEIGHTS)
     return BENDS[bend](text)
+
+
+def write_date(day: date, generator: random.Random) -> str:
+    """One of the ways to write a day."""
+    language = generator.choice(list(FORMS))
+    return write_form(day, language, generator.choice(FORMS[language]), generator)
 
 
 def generate_dates(split: str, num_records: int, seed: int) -> Iterator[dict[str, str]]:
@@ -95,8 +105,7 @@ def generate_dates(split: str, num_records: int, seed: int) -> Iterator[dict[str
     The days of the split are walked through in random order, so that none comes twice before each came once. No day
     of one split occurs in another: the answers of `test` are never seen in training.
     """
-    days = [FIRST_DAY + timedelta(n) for n in range((LAST_DAY - FIRST_DAY).days + 1)]
-    days = [day for day in days if split_of(day, seed) == split]
+    days = days_of(split, seed)
     generator = random.Random(f"dates/{split}/{seed}")
     generator.shuffle(days)
     for n in range(num_records):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from kerasllm.terminal import progress
 if TYPE_CHECKING:
     from kerasllm.data.tokenizers import Tokenizer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raise it when the same sources and settings come to give other files."""
 _CHUNK_RECORDS = 1024
 
@@ -39,13 +39,10 @@ class Recipe(Protocol):
 
     task: str
     task_class: Any
-    """Read of it: `fields`, `optional_fields`, `label_field`, `labels_in`, `text_fields`."""
+    """A class of `tasks/`, of which `task.Task` says what it must have."""
     data: DataSettings
     cleaning: CleaningSettings
     tokenizer: TokenizerSettings
-
-
-Encode = Callable[[Vocabulary, dict[str, Any]], dict[str, Any]]
 
 
 def cache_directory() -> Path:
@@ -61,6 +58,7 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
         "data": recipe.data.model_dump(),
         "cleaning": recipe.cleaning.model_dump(),
         "tokenizer": recipe.tokenizer.model_dump(),
+        "encoding": recipe.task_class.encoding_settings(recipe),
         "source": source_fingerprint(recipe.data, data_dir),
     }
     if recipe.tokenizer.vocabulary is not None:
@@ -95,11 +93,9 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _write_texts(
-    directory: Path, data: DataSettings, cleaning: CleaningSettings, fields: Sequence[str], data_dir: Path | None
-) -> CleaningReport:
+def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
-    cleaner = Cleaner(cleaning)
+    data, cleaner = recipe.data, Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
     for split in reversed(data.splits):
         with ExitStack() as stack:
             writers = {
@@ -143,14 +139,20 @@ def _train_tokenizer(
         return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir)
 
 
-def _learn_labels(directory: Path, data: DataSettings, task_class: Any) -> tuple[str, ...]:
+def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
     """Number the labels of the training split, and make sure that the others have no others."""
+    task_class = recipe.task_class
 
     def labels_of(split: str) -> Iterator[list[str]]:
-        return map(task_class.labels_in, RaggedTexts(text_path(directory, split, task_class.label_field)))
+        texts = RaggedTexts(text_path(directory, split, task_class.label_field))
+        for number, text in enumerate(texts, start=1):
+            try:
+                yield task_class.labels_in(recipe, text)
+            except UserError as error:
+                raise UserError(f"data.{split}: record {number}: {error}") from error
 
     labels = learn_labels(chain.from_iterable(labels_of("train")), directory)
-    for split in data.splits:
+    for split in recipe.data.splits:
         check_labels(labels, labels_of(split), split)
     return labels
 
@@ -159,16 +161,14 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
     """The tokenizer and the labels of the training split, as far as the task needs them."""
     task_class, tokenizer, labels = recipe.task_class, None, ()
     if task_class.label_field in fields:
-        labels = _learn_labels(directory, recipe.data, task_class)
+        labels = _learn_labels(directory, recipe)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts:
         tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)
     return Vocabulary(tokenizer, labels)
 
 
-def _write_features(
-    directory: Path, split: str, fields: Sequence[str], encode: Encode, vocabulary: Vocabulary
-) -> dict[str, str]:
+def _write_features(directory: Path, split: str, fields: Sequence[str], task: Any) -> dict[str, str]:
     """Turn the stored texts of a split into features and store these; returns their names and types."""
     import tensorflow as tf
 
@@ -177,7 +177,7 @@ def _write_features(
     with ExitStack() as stack, progress(f"tokenize {split}", total=len(texts[0]), unit="records") as bar:
         for columns in zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True):
             columns = dict(zip(fields, map(tf.constant, columns), strict=True))
-            features = encode(vocabulary, columns)
+            features = task.encode(columns)
             for name, rows in features.items():
                 if name not in writers:
                     writer = RaggedWriter(feature_path(directory, split, name), rows.dtype.name)
@@ -187,13 +187,14 @@ def _write_features(
     return {name: rows.dtype.name for name, rows in features.items()}
 
 
-def _write_prepared(directory: Path, recipe: Recipe, encode: Encode, data_dir: Path | None) -> None:
+def _write_prepared(directory: Path, recipe: Recipe, data_dir: Path | None) -> None:
     data, fields = recipe.data, find_fields(recipe.data, recipe.task_class)
-    report = _write_texts(directory, data, recipe.cleaning, fields, data_dir)
+    report = _write_texts(directory, recipe, fields, data_dir)
     load_tensorflow()
     vocabulary = _learn_vocabulary(directory, recipe, fields, data_dir)
+    task = recipe.task_class(recipe, vocabulary)
     for split in data.splits:
-        features = _write_features(directory, split, fields, encode, vocabulary)
+        features = _write_features(directory, split, fields, task)
     manifest = {
         "splits": {split: report[split].kept for split in data.splits},
         "fields": list(fields),
@@ -205,15 +206,13 @@ def _write_prepared(directory: Path, recipe: Recipe, encode: Encode, data_dir: P
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def prepare_data(recipe: Recipe, encode: Encode, data_dir: Path | str | None = None) -> Prepared:
+def prepare_data(recipe: Recipe, data_dir: Path | str | None = None) -> Prepared:
     """Give the prepared examples of a recipe, from the cache if this very content was prepared before.
 
     Read and clean -> store the texts -> learn the tokenizer from those of the training split alone -> store the token
     ids. Everything is streamed: memory does not grow with the corpus.
 
     Args:
-        encode: of the recipe's task; `encode(vocabulary, field -> string [B])` gives feature -> int32 or float32
-            ragged [B, None].
         data_dir: what file names are relative to; the working directory if None.
 
     Raises:
@@ -227,7 +226,7 @@ def prepare_data(recipe: Recipe, encode: Encode, data_dir: Path | str | None = N
     if is_new:
         try:
             with atomic_directory(directory) as unfinished:
-                _write_prepared(unfinished, recipe, encode, data_dir)
+                _write_prepared(unfinished, recipe, data_dir)
         except UserError:
             if not directory.exists():
                 raise

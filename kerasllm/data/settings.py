@@ -58,19 +58,39 @@ class TableSettings(SplitSettings):
     source: Literal["table"]
     train: str
     """File, relative to the data directory."""
-    validation: str | None = None
-    test: str | None = None
+    validation: str | float | None = None
+    """File, or the share of the training file that is split off; which records these are follows from their texts."""
+    test: str | float | None = None
+    """The same."""
     columns: dict[str, str] = Field(min_length=1)
     """Field -> name of the column that holds it."""
+    header: dict[Literal["train", "validation", "test"], tuple[str, ...]] = {}
+    """Split -> names of all columns, for a csv or tsv file whose first line is a record already."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Split -> the share of the training file that belongs to it."""
+        return {split: share for split in ("validation", "test") if isinstance(share := getattr(self, split), float)}
 
     @field_validator("train", "validation", "test")
     @classmethod
-    def _check_extension(cls, file: str | None) -> str | None:
-        if file is not None and table_kind(file) not in TABLE_KINDS:
+    def _check_extension(cls, file: str | float | None) -> str | float | None:
+        if isinstance(file, str) and table_kind(file) not in TABLE_KINDS:
             raise ValueError(
                 f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz"
             )
+        if isinstance(file, float) and not 0 < file < 1:
+            raise ValueError(f"must be a file, or a share of the training file between 0 and 1, found {file:g}")
         return file
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "TableSettings":
+        if sum(self.shares.values()) >= 1:
+            raise ValueError("the shares of validation and test leave nothing to train on; lower them")
+        for split in self.header:
+            if not isinstance(getattr(self, split), str):
+                raise ValueError(f"header.{split}: {split} is no file")
+        return self
 
 
 class TfdsSettings(SplitSettings):
@@ -87,7 +107,12 @@ class TfdsSettings(SplitSettings):
     """Field -> feature of the dataset; the part of a nested feature is written `translation/en`."""
 
 
-BUILT_IN_FIELDS = {"dates": ("source", "target"), "digits": ("image", "label"), "slopes": ("slope_x", "slope_y")}
+BUILT_IN_FIELDS = {
+    "dates": ("source", "target"),
+    "date_languages": ("text", "label"),
+    "digits": ("image", "label"),
+    "slopes": ("slope_x", "slope_y"),
+}
 """Built-in set -> the fields of its records."""
 
 
@@ -95,7 +120,7 @@ class BuiltInSettings(SplitSettings):
     """A set that is generated on this machine, the same for the same seed."""
 
     source: Literal["built_in"]
-    name: Literal["dates", "digits", "slopes"]
+    name: Literal["dates", "date_languages", "digits", "slopes"]
     train: int = Field(ge=1)
     """Number of records."""
     validation: int | None = Field(default=None, ge=1)
@@ -107,6 +132,7 @@ class BuiltInSettings(SplitSettings):
     def fields(self) -> tuple[str, ...]:
         """The fields of each record."""
         return BUILT_IN_FIELDS[self.name]
+
 
 DataSettings = Annotated[
     ParallelTextSettings | TableSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
@@ -124,7 +150,8 @@ class CleaningSettings(Settings):
     max_characters: int = Field(default=2000, ge=1)
     """Longest text of a field, in characters."""
     max_length_ratio: float | None = Field(default=9.0, ge=1)
-    """Longest by shortest field of a record, in characters; null keeps every ratio."""
+    """Longest by shortest of the texts of a record that say the same, such as source and target of a translation, in
+    characters; null keeps every ratio."""
     drop_duplicates: bool = True
     drop_leaks: bool = True
     """Drop training records that also stand in validation or test."""

@@ -1,15 +1,11 @@
 """Where records come from. Each is a dict field -> text; they are read one by one, so that memory does not grow."""
 
-import csv
-import gzip
 import importlib.metadata
-import json
-import math
 import os
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,16 +18,17 @@ from kerasllm.data.settings import (
     ParallelTextSettings,
     TableSettings,
     TfdsSettings,
-    table_kind,
 )
+from kerasllm.data.tables import as_text, check_columns, read_lines, read_table, without_end
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import sha256_of_file
 
-BUILT_IN_LIBRARIES = {"dates": ["babel"], "digits": ["scikit-learn"], "slopes": []}
+BUILT_IN_LIBRARIES = {"dates": ["babel"], "date_languages": ["babel"], "digits": ["scikit-learn"], "slopes": []}
 """Built-in set, which is also its file here -> the libraries that it depends on."""
+BUILT_IN_FROM = {"date_languages": ["dates"]}
+"""Built-in set -> the files of others that it is made with."""
 
 Record = dict[str, str]
-Row = tuple[int, Mapping[str, Any]]
 
 
 def _locate(file: str, data_dir: Path | None) -> Path:
@@ -46,35 +43,6 @@ def _locate(file: str, data_dir: Path | None) -> Path:
     raise UserError(f"{path}: no such file; name the folder of the data with --data-dir or KERASLLM_DATA")
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    r"""Yield the lines of a text file, plain or .gz, with their ends. Only "\n" ends a line.
-
-    Raises:
-        UserError: unreadable, damaged, or not UTF-8 (with line, and byte from the beginning of the unpacked file).
-    """
-    offset = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}:{number}: byte {offset + error.start}: not UTF-8 (0x{line[error.start]:02x}); "
-                        "convert the file, for example with `iconv -f latin1 -t utf-8`"
-                    ) from error
-                offset += len(line)
-                yield text.removeprefix("\ufeff") if number == 1 else text
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged gz file ({error}); get it again") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _without_end(line: str) -> str:
-    return line.removesuffix("\n").removesuffix("\r")
-
-
 def _read_parallel(paths: Mapping[str, Path]) -> Iterator[Record]:
     streams = [read_lines(path) for path in paths.values()]
     for number, lines in enumerate(zip_longest(*streams)):
@@ -85,100 +53,7 @@ def _read_parallel(paths: Mapping[str, Path]) -> Iterator[Record]:
             ]
             found = ", ".join(f"{path} has {count} lines" for path, count in zip(paths.values(), counts, strict=True))
             raise UserError(f"{found}; line n of each must belong to the same record")
-        yield dict(zip(paths, map(_without_end, lines), strict=True))
-
-
-def _check_columns(path: Path, known: Iterable[str], columns: Mapping[str, str]) -> None:
-    known = list(known)
-    for field, column in columns.items():
-        if column not in known:
-            raise UserError(f"{path}: data.columns.{field}: no column '{column}'; {did_you_mean(column, known)}")
-
-
-def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(read_lines(path), strict=True)
-    try:
-        for cells in reader:
-            yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
-
-
-def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(read_lines(path), start=1):
-        text = _without_end(line)
-        yield number, text.split("\t") if text else []
-
-
-def _delimited_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    header: list[str] | None = None
-    for number, cells in (_csv_cells if table_kind(path.name) == ".csv" else _tsv_cells)(path):
-        if not cells:
-            continue
-        if header is None:
-            header = cells
-            _check_columns(path, header, columns)
-        elif len(cells) != len(header):
-            raise UserError(
-                f"{path}:{number}: has {len(cells)} columns, but the header has {len(header)}; "
-                "a separator inside a cell must be quoted (csv) or replaced (tsv)"
-            )
-        else:
-            yield number, dict(zip(header, cells, strict=True))
-
-
-def _jsonl_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    is_first = True
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{path}:{number}: is no JSON object; write {{"column": "text"}} on each line')
-        if is_first:
-            _check_columns(path, row, columns)
-            is_first = False
-        yield number, row
-
-
-def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names, columns)
-            batches = file.iter_batches(batch_size=1024, columns=list(columns.values()))
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from error
-
-
-def _as_text(value: Any, place: str) -> str:
-    """A missing cell (absent, null, not a number) is an empty text, which cleaning drops."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, str | int | float):
-        return str(value)
-    raise UserError(f"{place}: holds a {type(value).__name__}; text or a number is needed")
-
-
-_TABLE_ROWS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[Row]]] = {
-    ".csv": _delimited_rows,
-    ".tsv": _delimited_rows,
-    ".jsonl": _jsonl_rows,
-    ".parquet": _parquet_rows,
-}
-
-
-def _read_table(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
-    for number, row in _TABLE_ROWS[table_kind(path.name)](path, columns):
-        yield {
-            field: _as_text(row.get(column), f"{path}:{number}: column '{column}'") for field, column in columns.items()
-        }
+        yield dict(zip(paths, map(without_end, lines), strict=True))
 
 
 def _tfds_builder(data: TfdsSettings, data_dir: Path | None) -> Any:
@@ -210,13 +85,13 @@ def _read_tfds(data: TfdsSettings, split: str, data_dir: Path | None) -> Iterato
         for field, column in data.columns.items():
             value = example
             for name in column.split("/"):
-                _check_columns(Path(data.name), value if isinstance(value, dict) else [], {field: name})
+                check_columns(Path(data.name), value if isinstance(value, dict) else [], {field: name})
                 value = value[name]
             if isinstance(value, np.generic | np.ndarray):
                 value = value.tolist()
             if isinstance(value, bytes):
                 value = value.decode("utf-8")
-            record[field] = _as_text(value, f"{data.name}: record {number}: feature '{column}'")
+            record[field] = as_text(value, f"{data.name}: record {number}: feature '{column}'")
         yield record
 
 
@@ -235,9 +110,32 @@ def _generate(data: BuiltInSettings, split: str) -> Iterator[Record]:
         from kerasllm.data.digits import generate_digits as generate  # scikit-learn takes a second to load
     elif data.name == "slopes":
         from kerasllm.data.slopes import generate_slopes as generate
+    elif data.name == "date_languages":
+        from kerasllm.data.date_languages import generate_date_languages as generate
     else:
         from kerasllm.data.dates import generate_dates as generate
     yield from generate(split, getattr(data, split), data.seed)
+
+
+def share_of(record: Record, shares: Mapping[str, float]) -> str:
+    """The split that a record of the training file belongs to, by its texts alone: equal records stay together, and
+    none changes its split when others are added."""
+    digest = blake2b("\0".join(record.values()).encode("utf-8"), digest_size=8).digest()
+    place, end = int.from_bytes(digest, "little") / 2**64, 0.0
+    for split, share in shares.items():
+        end += share
+        if place < end:
+            return split
+    return "train"
+
+
+def _read_split(data: TableSettings, split: str, path: Path) -> Iterator[Record]:
+    """The records of a file, or of the share of the training file that makes up a split."""
+    of_train = split == "train" or split in data.shares
+    records = read_table(path, data.columns, data.header.get("train" if of_train else split))
+    if not data.shares or not of_train:
+        return records
+    return (record for record in records if share_of(record, data.shares) == split)
 
 
 def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[str, Path]:
@@ -249,7 +147,7 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
     if isinstance(data, ParallelTextSettings):
         return {field: _locate(file, data_dir) for field, file in getattr(data, split).items()}
     if isinstance(data, TableSettings):
-        return {"table": _locate(getattr(data, split), data_dir)}
+        return {"table": _locate(data.train if split in data.shares else getattr(data, split), data_dir)}
     return {}
 
 
@@ -257,13 +155,15 @@ def source_fingerprint(data: DataSettings, data_dir: Path | None) -> dict[str, s
     """What the records depend on besides the settings: the contents of the files, or the version of their writer."""
     if isinstance(data, BuiltInSettings):
         versions = {library: importlib.metadata.version(library) for library in BUILT_IN_LIBRARIES[data.name]}
-        return {**versions, data.name: sha256_of_file(Path(__file__).with_name(f"{data.name}.py"))}
+        files = [data.name, *BUILT_IN_FROM.get(data.name, [])]
+        return {**versions, **{name: sha256_of_file(Path(__file__).with_name(f"{name}.py")) for name in files}}
     if isinstance(data, TfdsSettings):
         return _tfds_fingerprint(data, data_dir)
     try:
         return {
             f"{split}/{name}": sha256_of_file(path)
             for split in data.splits
+            if split not in getattr(data, "shares", {})
             for name, path in source_files(data, split, data_dir).items()
         }
     except OSError as error:
@@ -288,12 +188,13 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
     if isinstance(data, ParallelTextSettings):
         records = _read_parallel(paths)
     elif isinstance(data, TableSettings):
-        records = _read_table(paths["table"], data.columns)
+        records = _read_split(data, split, paths["table"])
     else:
         records = _read_tfds(data, split, data_dir)
     first = next(records, None)
     if first is None:
         place = ", ".join(map(str, paths.values())) or f"{data.name}, {getattr(data, split)}"
-        raise UserError(f"{place}: holds no records; data.{split} needs at least one")
+        share = " in this share; raise it" if split in getattr(data, "shares", {}) else ""
+        raise UserError(f"{place}: holds no records{share}; data.{split} needs at least one")
     yield first
     yield from records

@@ -14,6 +14,8 @@ import numpy as np
 from kerasllm.errors import UserError
 
 MANIFEST = "prepared.json"
+CUT_TOKENS = "num_cut_tokens"
+"""The feature that says how many tokens of an example did not fit."""
 _CHUNK_BYTES = 1 << 20
 _CHUNK_ROWS = 1024
 
@@ -179,6 +181,12 @@ class Examples:
     def lengths(self) -> np.ndarray:
         """int32 [N, F], the features in the order of `features`."""
         return np.stack([array.lengths for array in self.features.values()], axis=1)
+
+    @property
+    def num_cut(self) -> int | None:
+        """Records of which tokens were cut off; None for a task that cuts nothing."""
+        array = self.features.get(CUT_TOKENS)
+        return None if array is None else int(np.count_nonzero(array.values))
 
     def record(self, row: int) -> dict[str, Any]:
         """Token ids by feature and texts by field of one row, as plain values."""

@@ -107,9 +107,13 @@ def prepare_all(trials: Sequence[Trial], data_dir: Path | str | None) -> None:
         UserError: bad input.
     """
     recipes = [trial.recipe for trial in trials]
-    distinct = {json.dumps([recipe.dump()[part] for part in PREPARED_FROM]): recipe for recipe in recipes}
+
+    def read_of(recipe: Recipe) -> list[Any]:
+        return [*(recipe.dump()[part] for part in PREPARED_FROM), recipe.task_class.encoding_settings(recipe)]
+
+    distinct = {json.dumps(read_of(recipe)): recipe for recipe in recipes}
     for recipe in distinct.values():
-        prepare_data(recipe, recipe.task_class.encode, data_dir)
+        prepare_data(recipe, data_dir)
 
 
 def start_trial(trial: Trial, recipe: str, data_dir: Path | str | None) -> subprocess.Popen:

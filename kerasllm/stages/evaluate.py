@@ -13,8 +13,8 @@ from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import vocabulary_hashes
 from kerasllm.errors import UserError
-from kerasllm.evaluation import Evaluator
-from kerasllm.run_directory import RunDirectory, atomic_write_text
+from kerasllm.evaluation import Evaluator, png_of
+from kerasllm.run_directory import RunDirectory, atomic_write_bytes, atomic_write_text
 from kerasllm.terminal import show_table
 from kerasllm.trained_run import load_run
 
@@ -32,10 +32,31 @@ def check_vocabulary(run: RunDirectory, prepared: Prepared) -> None:
 
 
 def show_report(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    figures = [(name, f"{value:,.4g}" if isinstance(value, float) else value) for name, value in report.items()]
-    show_table("evaluate", ("", ""), figures)
-    samples = [tuple(map(str, row.values())) for row in rows[:NUM_SAMPLES]]
-    show_table("the first of them", tuple(rows[0]), samples)
+    """Shows the figures, a table for each one among them, and the first answers without their lists."""
+    tables = {name: value for name, value in report.items() if isinstance(value, dict)}
+    show_table("evaluate", ("", ""), [(name, shown(value)) for name, value in report.items() if name not in tables])
+    for name, table in tables.items():
+        columns = ("", *next(iter(table.values())))
+        show_table(name, columns, [(row, *map(shown, cells.values())) for row, cells in table.items()])
+    names = [name for name, value in rows[0].items() if not isinstance(value, list)]
+    samples = [tuple(shown(row[name]) for name in names) for row in rows[:NUM_SAMPLES]]
+    show_table("the first of them", names, samples)
+
+
+def shown(value: Any) -> str:
+    """A value for people: a list as its parts, a float with four digits."""
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def write_pictures(evaluator: Evaluator, split: str, directory: Path) -> list[str]:
+    """Writes the pictures that the task has of its answers, as `<split>_<name>.png`; returns the files."""
+    files = []
+    for name, figure in evaluator.task.pictures(evaluator.answers, evaluator.references).items():
+        files.append(str(directory / f"{split}_{name}.png"))
+        atomic_write_bytes(Path(files[-1]), png_of(figure))
+    return files
 
 
 def evaluate(
@@ -52,13 +73,14 @@ def evaluate(
     Returns:
         The metrics of the task; `loss` (nats per token, without label smoothing), `perplexity` and the number of
         `tokens`, over the examples that are not too long for training; how many `sentences` were answered, the
-        `seconds` that all of it took, `sentences_per_second`, and where the `predictions` lie.
+        `seconds` that all of it took, `sentences_per_second`, where the `predictions` lie, and the files of the
+        `pictures` that the task draws, if any.
 
     Raises:
         UserError: no such run or split, or data that the run was not trained on.
     """
     run = load_run(run_dir, overrides)
-    prepared = prepare_data(run.recipe, run.task.encode, data_dir)
+    prepared = prepare_data(run.recipe, data_dir)
     check_vocabulary(run.directory, prepared)
     examples = prepared.examples(split)
     evaluator = Evaluator(run.task, run.model, examples, BatchStream(examples, run.recipe.batching, run.recipe.seed))
@@ -76,5 +98,7 @@ def evaluate(
         "sentences_per_second": round(len(rows) / seconds, 1),
         "predictions": str(path),
     }
+    if pictures := write_pictures(evaluator, split, path.parent):
+        report["pictures"] = pictures
     show_report(report, rows)
     return report

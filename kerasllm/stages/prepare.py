@@ -15,16 +15,18 @@ def prepare(recipe: Recipe, data_dir: Path | str | None = None) -> dict[str, Any
 
     Returns:
         `directory`, `vocabulary_size`, `splits` (examples by split), `cleaning` (see `cleaning.SplitReport`),
-        `seconds`, `from_cache`.
+        `cut` (records too long for the model by split, for a task that cuts them), `seconds`, `from_cache`.
 
     Raises:
         UserError: bad input, see `prepare_data`, or damaged files in the cache.
     """
     started = time.monotonic()
-    prepared = prepare_data(recipe, recipe.task_class.encode, data_dir)
-    for split in prepared.splits:
-        prepared.examples(split)
+    prepared = prepare_data(recipe, data_dir)
+    num_cut = {split: prepared.examples(split).num_cut for split in prepared.splits}
     say(format_report(prepared.report))
+    for split, number in num_cut.items():
+        if number:
+            say(f"{split}: {number:,} of {prepared.splits[split]:,} records are too long for the model and cut")
     seconds = time.monotonic() - started
     place = "found in" if prepared.from_cache else "written to"
     vocabulary = f"vocabulary of {prepared.vocabulary_size:,}, " if prepared.vocabulary_size else ""
@@ -34,6 +36,7 @@ def prepare(recipe: Recipe, data_dir: Path | str | None = None) -> dict[str, Any
         "vocabulary_size": prepared.vocabulary_size,
         "splits": prepared.splits,
         "cleaning": prepared.report,
+        "cut": {split: number for split, number in num_cut.items() if number is not None},
         "seconds": round(seconds, 3),
         "from_cache": prepared.from_cache,
     }

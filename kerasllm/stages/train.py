@@ -25,10 +25,11 @@ from kerasllm.cluster import (
     wait_until_visible,
 )
 from kerasllm.data.preparation import prepare_data
-from kerasllm.data.store import Prepared
+from kerasllm.data.store import Examples, Prepared
 from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
+from kerasllm.evaluation import png_of
 from kerasllm.incident_report import describe_step
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import (
@@ -107,10 +108,9 @@ def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: P
     Raises:
         UserError: see `prepare_data`, or a worker's data is not that of the chief.
     """
-    encode = recipe.task_class.encode
-    prepared = prepare_data(recipe, encode, data_dir) if is_chief(strategy) else None
+    prepared = prepare_data(recipe, data_dir) if is_chief(strategy) else None
     theirs = from_chief(strategy, lambda: [prepared.directory.name, prepared.checksum])
-    prepared = prepared or prepare_data(recipe, encode, data_dir)
+    prepared = prepared or prepare_data(recipe, data_dir)
     if [prepared.directory.name, prepared.checksum] != theirs:
         raise UserError(f"{prepared.directory}: is not what the chief has prepared; give all workers the same files")
     return prepared
@@ -213,7 +213,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         ("recipe", run.recipe.name),
         ("parameters", f"{parameters:,}"),
         ("vocabulary", f"{prepared.vocabulary_size:,}" if prepared.vocabulary_size else "none"),
-        ("examples", f"{len(examples):,}, {run.stream.num_too_long:,} of them too long and left out"),
+        ("examples", describe_examples(examples, run.stream.num_too_long)),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
         ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
         ("replicas", f"{run.strategy.num_replicas_in_sync}" + ("" if is_alone(run.strategy) else " on all workers")),
@@ -221,6 +221,13 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
     show_table(f"train: {run.directory.path}", ("", ""), rows)
     if run.recipe.ticks:
         show_table("timeline", ("after step", "change", "trained parameters"), run.timeline.rows())
+
+
+def describe_examples(examples: Examples, num_too_long: int) -> str:
+    """How many there are, and what became of those that are too long."""
+    if examples.num_cut is not None:
+        return f"{len(examples):,}, {examples.num_cut:,} of them too long and cut"
+    return f"{len(examples):,}, {num_too_long:,} of them too long and left out"
 
 
 def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
@@ -279,7 +286,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     writer = open_log(directory, state["step"]) if writes else tf.summary.create_noop_writer()
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
-        evaluate = partial(from_chief, strategy, partial(evaluate_now, run))
+        evaluate = partial(from_chief, strategy, partial(evaluate_now, run, writer))
         record = directory.append_metrics if writes else (lambda metrics: None)
         evaluation = Evaluation(evaluate, run.plan, settings, record, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
@@ -333,10 +340,16 @@ def report(writer: tf.summary.SummaryWriter, kind: str, step: int, text: str) ->
         tf.summary.text(f"{kind}s", text)
 
 
-def evaluate_now(run: Run) -> tuple[dict[str, Any], list[str]]:
-    """The metrics of the validation split with the weights of this moment, and samples for TensorBoard."""
+def evaluate_now(run: Run, writer: tf.summary.SummaryWriter) -> tuple[dict[str, Any], list[str]]:
+    """The metrics of the validation split with the weights of this moment, and samples for TensorBoard.
+
+    The task's pictures of its answers go to TensorBoard, too.
+    """
     with run.trainer.answering_weights():
         metrics, rows = run.evaluator("evaluate")
+    with writer.as_default(run.trainer.optimizer.iterations.numpy()):
+        for name, figure in run.task.pictures(run.evaluator.answers, run.evaluator.references).items():
+            tf.summary.image(f"validation/{name}", tf.io.decode_png(png_of(figure))[None])
     return metrics, ["\n\n".join(f"{name}: {value}" for name, value in row.items()) for row in rows[:NUM_SAMPLES]]
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from kerasllm.data.vocabulary import Vocabulary
-
 
 class ClassifyImage(Task):
     """Trains and asks a `MultilayerPerceptron`."""
@@ -30,8 +28,7 @@ class ClassifyImage(Task):
     sections = {"model": MultilayerPerceptronSettings}
     augmented_inputs = {"image": "image"}
 
-    @staticmethod
-    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Numbers as text by field, string [B] -> `image` int32 [B, P] and `labels` int32 [B, 1]."""
         return {"image": read_numbers(texts["image"]), "labels": read_numbers(texts["label"]) + 1}
 

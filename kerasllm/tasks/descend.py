@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from kerasllm.data.vocabulary import Vocabulary
     from kerasllm.models.surface import Landscape
 
 
@@ -38,12 +37,11 @@ class Descend(Task):
 
         return LANDSCAPES[recipe.model.landscape]
 
-    @staticmethod
-    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Numbers as text by field, string [B] -> `slope` int32 [B, 2] and `sample_weight` int32 [B, 1]."""
         import tensorflow as tf
 
-        columns = [tf.strings.to_number(texts[field], tf.int32) for field in Descend.fields]
+        columns = [tf.strings.to_number(texts[field], tf.int32) for field in self.fields]
         weights = tf.ones_like(columns[0])[:, None]
         return {
             "slope": tf.RaggedTensor.from_tensor(tf.stack(columns, axis=1)),

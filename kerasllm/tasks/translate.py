@@ -32,7 +32,7 @@ class Translate(Task):
     fields = ("source", "target")
     inputs = {"text": "source"}
     reference = "target"
-    text_fields = ("source", "target")
+    text_fields = parallel_fields = ("source", "target")
     augmented_inputs = {"encoder_token_ids": "tokens"}
     metric_names = ("bleu", "chrf", "exact_match", "perplexity")
     sections = {"model": EncoderDecoderSettings, "generation": GenerationSettings}
@@ -46,12 +46,11 @@ class Translate(Task):
                 "(model.max_sequence_length); lower it"
             )
 
-    @staticmethod
-    def encode(vocabulary: Vocabulary, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Texts by field, string [B] -> token ids by feature, int32 [B, None]."""
         import tensorflow as tf
 
-        tokenizer = vocabulary.tokenizer
+        tokenizer = self.tokenizer
         source, target = tokenizer.tokenize(texts["source"]), tokenizer.tokenize(texts["target"])
         start = tf.fill([target.nrows(), 1], tokenizer.start_id)
         end = tf.fill([target.nrows(), 1], tokenizer.end_id)

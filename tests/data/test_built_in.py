@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from kerasllm.data.date_languages import LANGUAGE_FORMS, generate_date_languages
 from kerasllm.data.digits import SIZES, generate_digits
 from kerasllm.data.slopes import generate_slopes
 from kerasllm.errors import UserError
@@ -44,3 +45,16 @@ def test_slopes_have_the_size_that_is_said():
     np.testing.assert_allclose(slopes.std(axis=0), [1000, 1000], rtol=0.05)
     assert abs(np.corrcoef(slopes.T)[0, 1]) < 0.05
     assert list(generate_slopes("train", 4, seed=0)) != list(generate_slopes("validation", 4, seed=0))
+
+
+def test_the_language_of_a_date_follows_from_its_text():
+    records = [record for split in ("train", "test") for record in generate_date_languages(split, 1500, seed=0)]
+    labels = {}
+    for record in records:
+        assert labels.setdefault(record["text"].lower(), record["label"]) == record["label"]
+    assert set(labels.values()) == set(LANGUAGE_FORMS)
+    assert all(LANGUAGE_FORMS.values())
+    train, test = ({record["text"] for record in part} for part in (records[:1500], records[1500:]))
+    assert not train & test
+    assert records[:9] == list(generate_date_languages("train", 9, seed=0))
+    assert records[:9] != list(generate_date_languages("train", 9, seed=1))

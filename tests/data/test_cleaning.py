@@ -46,7 +46,15 @@ def test_normalize(options, text, expected):
     ],
 )
 def test_faults_of_one_record(options, source, target, reason):
-    assert find_fault({"source": source, "target": target}, CleaningSettings(**options)) == reason
+    fields = ("source", "target")
+    assert find_fault({"source": source, "target": target}, CleaningSettings(**options), fields) == reason
+
+
+def test_lengths_are_compared_only_of_texts_that_say_the_same():
+    record = {"text": "a" * 100, "label": "1", "other_text": "b" * 9}
+    assert find_fault(record, CleaningSettings(max_length_ratio=2.5), ()) is None
+    assert find_fault(record, CleaningSettings(max_length_ratio=20), ("text", "other_text")) is None
+    assert find_fault(record, CleaningSettings(max_length_ratio=2.5), ("text", "other_text")) == "length_ratio"
 
 
 def test_duplicates_and_leaks_leave_the_training_split_alone_whole():

@@ -21,14 +21,17 @@ from kerasllm.data.settings import (
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
+from kerasllm.task import Task
 
 FIELDS = ("source", "target")
 
 
-class TaskStub:
+class TaskStub(Task):
     fields = text_fields = FIELDS
     optional_fields = ("other",)
-    label_field = None
+
+    def encode(self, texts):
+        return encode(self.vocabulary, texts)
 
 
 SPLITS = {
@@ -71,7 +74,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def prepare(folder, **sections):
-    return prepare_data(recipe(**sections), encode, folder)
+    return prepare_data(recipe(**sections), folder)
 
 
 def test_what_lies_on_disk(folder):
@@ -120,11 +123,14 @@ sys.path.insert(0, {str(folder)!r})
 from types import SimpleNamespace
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.settings import CleaningSettings, ParallelTextSettings, TokenizerSettings
+from kerasllm.task import Task
+class TaskStub(Task):
+    fields = {FIELDS!r}
 recipe = SimpleNamespace(
-    task="translate", task_class=SimpleNamespace(fields={FIELDS!r}, optional_fields=()), cleaning=CleaningSettings(),
+    task="translate", task_class=TaskStub, cleaning=CleaningSettings(),
     tokenizer=TokenizerSettings(kind="words"), data=ParallelTextSettings(**{DATA.model_dump()!r}),
 )
-prepared = prepare_data(recipe, None, {str(folder)!r})
+prepared = prepare_data(recipe, {str(folder)!r})
 assert prepared.from_cache
 assert list(prepared.examples("train").texts["source"]) == ["a dog", "a cat"]
 heavy = {{"tensorflow", "keras", "tensorflow_text", "pyarrow", "sentencepiece"}} & set(sys.modules)
@@ -165,16 +171,19 @@ def test_the_key_follows_every_setting_and_the_contents(folder):
 
 @pytest.mark.parametrize("when", ["reading", "tokenizing"])
 def test_a_failure_leaves_nothing_half_written(folder, when):
-    def failing(vocabulary, texts):
-        raise UserError("tokenizing failed")
+    class Failing(TaskStub):
+        def encode(self, texts):
+            raise UserError("tokenizing failed")
 
     if when == "reading":
         (folder / "train.de").write_text("nur eine Zeile\n")
         with pytest.raises(UserError, match=r"train\.en has 5 lines, .*train\.de has 1 lines"):
             prepare(folder)
     else:
+        failing = recipe()
+        failing.task_class = Failing
         with pytest.raises(UserError, match="tokenizing failed"):
-            prepare_data(recipe(), failing, folder)
+            prepare_data(failing, folder)
     assert list((folder / "cache").rglob("*.*")) == []
     assert list((folder / "cache" / "prepared").iterdir()) == []
 
@@ -241,9 +250,9 @@ def test_a_task_without_text_has_no_tokenizer(folder):
     from kerasllm.tasks.classify_image import ClassifyImage
 
     data = BuiltInSettings(source="built_in", name="digits", train=12, test=5)
-    images = recipe(data=data, cleaning=CleaningSettings(max_length_ratio=None))
+    images = recipe(data=data)
     images.task, images.task_class = "classify_image", ClassifyImage
-    prepared = prepare_data(images, ClassifyImage.encode)
+    prepared = prepare_data(images)
     assert not (prepared.directory / "tokenizer").exists()
     assert prepared.vocabulary_size is None
     features = prepared.examples("test").features
@@ -258,19 +267,20 @@ def test_a_built_in_set_of_another_task_is_refused():
         find_fields(digits, TaskStub)
 
 
-class Classify:
+class Classify(Task):
     """A text, a number, and labels with a comma between them."""
 
-    fields, optional_fields = ("text", "label", "amount"), ()
+    fields = ("text", "label", "amount")
     text_fields, label_field = ("text",), "label"
 
-    @staticmethod
-    def labels_in(text):
+    @classmethod
+    def labels_in(cls, recipe, text):
         return text.split(",")
 
-    @staticmethod
-    def encode(vocabulary, texts):
+    def encode(self, texts):
         import tensorflow as tf
+
+        vocabulary = self.vocabulary
 
         names = tf.strings.split(texts["label"], ",")
         return {
@@ -281,13 +291,13 @@ class Classify:
 
 
 def classify(folder, test_label):
-    (folder / "train.csv").write_text("text,label,amount\nwarm,\"sun,dry\",0.25\nwet,rain,-3\n")
+    (folder / "train.csv").write_text('text,label,amount\nwarm,"sun,dry",0.25\nwet,rain,-3\n')
     (folder / "test.csv").write_text(f"text,label,amount\nwarm,{test_label},1e-3\n")
     columns = {name: name for name in Classify.fields}
     data = TableSettings(source="table", train="train.csv", test="test.csv", columns=columns)
     labelled = recipe(data=data)
     labelled.task_class = Classify
-    return prepare_data(labelled, Classify.encode, folder)
+    return prepare_data(labelled, folder)
 
 
 def test_labels_are_numbered_and_numbers_stay_numbers(folder):
@@ -314,7 +324,7 @@ def test_a_published_vocabulary_counts_by_its_content(folder):
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "ein", "hund"]
     (folder / "vocab.txt").write_text("\n".join(tokens))
     wordpiece = recipe(tokenizer=TokenizerSettings(kind="wordpiece", vocabulary="vocab.txt", lowercase=True))
-    prepared = prepare_data(wordpiece, encode, folder)
+    prepared = prepare_data(wordpiece, folder)
     assert prepared.vocabulary_size == 9
     assert prepared.examples("train").features["decoder_token_ids"][0].tolist() == [7, 8, 3]
     before = preparation_key(wordpiece, folder)

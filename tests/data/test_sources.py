@@ -89,6 +89,40 @@ def test_parquet(tmp_path):
         read(table("a.parquet"), tmp_path)
 
 
+def test_a_table_without_a_line_of_names(write, tmp_path):
+    write("a.csv", "en,id,de\nA dog.,7,Ein Hund.\n")
+    write("b.csv.gz", "A dog.,7,Ein Hund.\n")
+    columns, header = {"source": "en", "target": "de"}, {"test": ("en", "id", "de")}
+    settings = TableSettings(source="table", train="a.csv", test="b.csv.gz", header=header, columns=columns)
+    assert read(settings, tmp_path) == read(settings, tmp_path, "test") == RECORDS[:1]
+    wrong = settings.model_copy(update={"header": {"test": ("en", "id")}, "columns": {"source": "en", "target": "id"}})
+    with pytest.raises(UserError, match=r"b\.csv\.gz:1: has 3 columns, but the header has 2"):
+        read(wrong, tmp_path, "test")
+
+
+def test_shares_of_one_table(write, tmp_path):
+    """They have about the sizes that are asked for; equal records stay together, and adding others moves none."""
+    rows = [f"{n},{n % 7}" for n in range(1000)]
+    columns = {"source": "en", "target": "de"}
+    settings = TableSettings(source="table", train="a.csv", validation=0.1, test=0.2, columns=columns)
+
+    def split(rows):
+        write("a.csv", "\n".join(["en,de", *rows]) + "\n")
+        return {name: [r["source"] for r in read(settings, tmp_path, name)] for name in settings.splits}
+
+    first = split(rows)
+    assert sorted([source for part in first.values() for source in part], key=int) == [str(n) for n in range(1000)]
+    assert [len(first[name]) for name in ("validation", "test")] == pytest.approx([100, 200], rel=0.25)
+    more = split([*(f"new {n},5" for n in range(500)), *rows, *rows])
+    for name, sources in first.items():
+        assert [source for source in more[name] if not source.startswith("new")] == sources * 2
+    write("a.csv", "en,de\n0,0\n")
+    with pytest.raises(UserError, match=r"a\.csv: holds no records in this share; raise it; data\.test needs at least"):
+        read(settings, tmp_path, "test")
+    files = source_fingerprint(settings, tmp_path)
+    assert list(files) == ["train/table"]
+
+
 def test_csv_cells_may_hold_line_ends(write, tmp_path):
     write("a.csv", 'en,de\n"one\ntwo",zwei\n\nx\n')
     records = read_records(table("a.csv"), "train", tmp_path)
@@ -107,7 +141,12 @@ def test_missing_cells_are_empty_texts(write, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", "en,dee\nx,y\n", r"a\.csv: data\.columns\.target: no column 'de'; did you mean 'dee'\?"),
+        (
+            "a.csv",
+            "en,dee\nx,y\n",
+            r"a\.csv: data\.columns\.target: no column 'de'; did you mean 'dee'\? "
+            r"\(the recipe names en, de; the file has en, dee\)",
+        ),
         ("a.jsonl", '{"en": 1, "fr": 2}', r"a\.jsonl: data\.columns\.target: no column 'de'; use one of en, fr"),
         ("a.tsv", "en\tde\nx\ty\nx\ty\tz\n", r"a\.tsv:3: has 3 columns, but the header has 2"),
         ("a.csv", 'en,de\n"x,y\nz,u\n', r"a\.csv:3: not CSV: unexpected end of data"),

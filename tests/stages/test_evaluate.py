@@ -26,10 +26,6 @@ class ShoutTask:
     reference = "target"
     metric_names = ("exact_match", "perplexity")
 
-    @staticmethod
-    def encode(vocabulary, texts):
-        raise AssertionError("the examples are prepared")
-
     def answer(self, texts):
         import tensorflow as tf
 
@@ -49,6 +45,13 @@ class ShoutTask:
 
     def metrics(self, answers, references):
         return {"exact_match": float(np.mean([a["text"] == r for a, r in zip(answers, references, strict=True)]))}
+
+    def pictures(self, answers, references):
+        from matplotlib.figure import Figure
+
+        assert [answer["text"] for answer in answers] == [source.upper() for source in SOURCES]
+        assert references == REFERENCES
+        return {"shouting": Figure()}
 
 
 def write_examples(directory: Path) -> Examples:
@@ -74,7 +77,7 @@ def stub_run(tmp_path, monkeypatch):
     examples = write_examples(tmp_path)
     prepared = SimpleNamespace(examples=lambda split: examples, directory=tmp_path / "prepared")
     monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides: loaded)
-    monkeypatch.setattr(stage, "prepare_data", lambda recipe, encode, data_dir: prepared)
+    monkeypatch.setattr(stage, "prepare_data", lambda recipe, data_dir: prepared)
     monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 2)
     return tmp_path
 
@@ -97,6 +100,21 @@ def test_predictions_are_in_the_order_of_the_split(stub_run):
         {"source": source, "reference": reference, "prediction": source.upper(), "score": float(len(source))}
         for source, reference in zip(SOURCES, REFERENCES, strict=True)
     ]
+
+
+def test_pictures_of_the_task_lie_beside_the_predictions(stub_run):
+    report = stage.evaluate(stub_run / "run", "validation")
+    assert report["pictures"] == [str(stub_run / "run" / "predictions" / "validation_shouting.png")]
+    assert Path(report["pictures"][0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_has_its_tables_apart_and_no_lists(capsys):
+    report = {"loss": 0.51234, "per_label": {"good": {"f1": 0.25, "records": 3}}}
+    stage.show_report(report, [{"text": "x", "prediction": "good", "probabilities": [0.98765]}])
+    shown = capsys.readouterr().err
+    assert "0.5123" in shown
+    assert [line.split() for line in shown.splitlines() if "good" in line] == [["good", "0.25", "3"], ["x", "good"]]
+    assert "0.98" not in shown
 
 
 def test_changed_training_data_is_refused(stub_run):

@@ -257,3 +257,47 @@ def test_samples_are_validation_sentences(trained_run):
     assert samples[stage.NUM_SENTENCES :] == list(stage.ODD_TEXTS)
     assert len(set(samples)) == len(samples)
     assert all(any(character.isdigit() for character in text) for text in samples[: stage.NUM_SENTENCES])
+
+
+CLASSIFIER = """
+task: classify_text
+data: {source: table, train: a.csv, columns: {text: a, other_text: b, label: c}}
+batching: {max_sequence_length: 8}
+model: {num_layers: 1, num_heads: 2, hidden_dim: 8, intermediate_dim: 8, max_sequence_length: 8}
+training: {train_steps: 1}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one_label", "several_labels", "number"])
+def test_a_classifier_of_pairs_answers_as_before_it_was_exported(tokenizer, tmp_path, monkeypatch, kind):
+    """`publish` compares all outputs at two batch sizes; here the command is asked, with a TAB between the texts."""
+    import numpy as np
+    import tensorflow as tf
+
+    from kerasllm.data.vocabulary import Vocabulary
+    from kerasllm.recipe import load_recipe
+    from kerasllm.tasks.classify_text import ClassifyText
+
+    (tmp_path / "r.yaml").write_text(CLASSIFIER)
+    labels = () if kind == "number" else ("bad", "good", "日本")
+    task = ClassifyText(
+        load_recipe(tmp_path / "r.yaml", [f"classification.kind={kind}"]), Vocabulary(tokenizer, labels)
+    )
+    generator = np.random.default_rng(0)
+    for variable in task.build_model().weights:
+        variable.assign(generator.normal(size=variable.shape))
+    pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
+    monkeypatch.setattr(stage, "sample_texts", lambda run: pairs)
+    stage.publish(make_run(tmp_path, task), tmp_path / "saved_models" / "pairs" / "1")
+    command = [sys.executable, "-I", saved_model.__file__, str(tmp_path / "saved_models" / "pairs"), "--json"]
+    done = subprocess.run([*command, *map("\t".join, pairs)], capture_output=True, timeout=120, check=True)
+    served = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    expected = task.answer(*(tf.constant(column) for column in zip(*pairs, strict=True)))
+    assert list(served[0]) == ["source", *expected]
+    for name, values in expected.items():
+        column = [row[name] for row in served]
+        if values.dtype == tf.string:
+            assert column == saved_model.to_json(values.numpy())
+        else:
+            np.testing.assert_allclose(column, values, atol=1e-4)

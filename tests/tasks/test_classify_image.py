@@ -20,9 +20,9 @@ def task():
     return task
 
 
-def test_features_are_the_numbers_and_the_class_counted_from_1():
+def test_features_are_the_numbers_and_the_class_counted_from_1(task):
     texts = {"image": tf.constant(["0 16 3", "7 8 9"]), "label": tf.constant(["0", "9"])}
-    features = ClassifyImage.encode(Vocabulary(), texts)
+    features = task.encode(texts)
     assert features["image"].to_list() == [[0, 16, 3], [7, 8, 9]]
     assert features["labels"].to_list() == [[1], [10]]
     assert {rows.dtype for rows in features.values()} == {tf.int32}

@@ -21,7 +21,7 @@ def new_task(**numbers):
 
 def test_features():
     texts = {"slope_x": tf.constant(["-512", "3"]), "slope_y": tf.constant(["87", "0"])}
-    features = Descend.encode(Vocabulary(), texts)
+    features = new_task().encode(texts)
     assert features["slope"].to_list() == [[-512, 87], [3, 0]]
     assert features["sample_weight"].to_list() == [[1], [1]]
 

@@ -30,7 +30,7 @@ def task(tmp_path_factory):
 
 def test_features(task):
     """a and b are the likeliest characters, ids 4 and 5; the source ends, the target starts and ends."""
-    features = task.encode(task.vocabulary, {"source": tf.constant(["ab", ""]), "target": tf.constant(["b", "ba"])})
+    features = task.encode({"source": tf.constant(["ab", ""]), "target": tf.constant(["b", "ba"])})
     assert features["encoder_token_ids"].to_list() == [[4, 5, 2], [2]]
     assert features["decoder_token_ids"].to_list() == [[1, 5, 2], [1, 5, 4, 2]]
 

@@ -89,7 +89,7 @@ def measure(folder: Path, steps: int) -> tuple[list[tuple[float, float]], list[f
     more = [f"training.checkpoint_every_steps={SAVE_EVERY}", f"training.evaluate_every_steps={steps}"]
     recipe = load_recipe(RECIPE, [*OVERRIDES, *lengths, *more])
     strategy = build_strategy(1)
-    prepared = prepare_data(recipe, recipe.task_class.encode, folder)
+    prepared = prepare_data(recipe, folder)
     run = build_run(RunDirectory(folder / "run"), recipe, prepared, strategy)
     begin_run(run.directory, recipe, prepared)
     run.evaluator = lambda description: ({"loss": 0.0, "bleu": 0.0}, [])

@@ -34,7 +34,7 @@ def save_late(folder: Path) -> None:
     from kerasllm.training_run import build_run
 
     recipe = load_recipe(RECIPE, OVERRIDES)
-    prepared = prepare_data(recipe, recipe.task_class.encode, folder)
+    prepared = prepare_data(recipe, folder)
     run = build_run(RunDirectory(folder / "late"), recipe, prepared, build_strategy(1))
     begin_run(run.directory, recipe, prepared)
     step = run.plan.epoch_starts[-2] - STEPS_BEFORE_THE_END

@@ -1,0 +1,161 @@
+"""Lines and tables from files: csv, tsv, jsonl and parquet become rows, and rows become records."""
+
+import csv
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kerasllm.data.settings import table_kind
+from kerasllm.errors import UserError, did_you_mean
+
+Row = tuple[int, Mapping[str, Any]]
+"""The number of the line, or of the row in a parquet file, and its cells by column."""
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    r"""Yield the lines of a text file, plain or .gz, with their ends. Only "\n" ends a line.
+
+    Raises:
+        UserError: unreadable, damaged, or not UTF-8 (with line, and byte from the beginning of the unpacked file).
+    """
+    offset = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path}:{number}: byte {offset + error.start}: not UTF-8 (0x{line[error.start]:02x}); "
+                        "convert the file, for example with `iconv -f latin1 -t utf-8`"
+                    ) from error
+                offset += len(line)
+                yield text.removeprefix("\ufeff") if number == 1 else text
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged gz file ({error}); get it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def without_end(line: str) -> str:
+    """A line without the "\\n" or "\\r\\n" at its end."""
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def check_columns(path: Path, known: Iterable[str], columns: Mapping[str, str]) -> None:
+    """Raise `UserError` for a column that the recipe names and the file does not have, with both lists."""
+    known = list(known)
+    for field, column in columns.items():
+        if column not in known:
+            asked, found = ", ".join(columns.values()), ", ".join(known)
+            raise UserError(
+                f"{path}: data.columns.{field}: no column '{column}'; {did_you_mean(column, known)} "
+                f"(the recipe names {asked}; the file has {found})"
+            )
+
+
+def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(read_lines(path), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(read_lines(path), start=1):
+        text = without_end(line)
+        yield number, text.split("\t") if text else []
+
+
+def _delimited_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | None) -> Iterator[Row]:
+    if header is not None:
+        check_columns(path, header, columns)
+    for number, cells in (_csv_cells if table_kind(path.name) == ".csv" else _tsv_cells)(path):
+        if not cells:
+            continue
+        if header is None:
+            header = cells
+            check_columns(path, header, columns)
+        elif len(cells) != len(header):
+            raise UserError(
+                f"{path}:{number}: has {len(cells)} columns, but the header has {len(header)}; "
+                "a separator inside a cell must be quoted (csv) or replaced (tsv)"
+            )
+        else:
+            yield number, dict(zip(header, cells, strict=True))
+
+
+def _jsonl_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | None) -> Iterator[Row]:
+    is_first = True
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path}:{number}: is no JSON object; write {{"column": "text"}} on each line')
+        if is_first:
+            check_columns(path, row, columns)
+            is_first = False
+        yield number, row
+
+
+def _parquet_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | None) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            check_columns(path, file.schema_arrow.names, columns)
+            batches = file.iter_batches(batch_size=1024, columns=list(columns.values()) or None)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def as_text(value: Any, place: str) -> str:
+    """A missing cell (absent, null, not a number) is an empty text, which cleaning drops."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise UserError(f"{place}: holds a {type(value).__name__}; text or a number is needed")
+
+
+_ROWS: dict[str, Callable[[Path, Mapping[str, str], Sequence[str] | None], Iterator[Row]]] = {
+    ".csv": _delimited_rows,
+    ".tsv": _delimited_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def read_rows(
+    path: Path, columns: Mapping[str, str] | None = None, header: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Yield the rows of a table; its kind follows from its extension.
+
+    Args:
+        columns: field -> column, which the file must have; other columns may be left out. None reads all.
+        header: the names of the columns, for a csv or tsv file whose first line does not hold them.
+
+    Raises:
+        UserError: unreadable, damaged, or without one of the columns.
+    """
+    return _ROWS[table_kind(path.name)](path, columns or {}, header)
+
+
+def read_table(path: Path, columns: Mapping[str, str], header: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
+    """Yield the records of a table, field -> text; the arguments are those of `read_rows`."""
+    for number, row in read_rows(path, columns, header):
+        yield {
+            field: as_text(row.get(column), f"{path}:{number}: column '{column}'") for field, column in columns.items()
+        }

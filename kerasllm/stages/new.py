@@ -1,0 +1,227 @@
+"""From somebody's table of texts and labels to a recipe that trains a classifier on it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kerasllm.data.columns import (
+    Column,
+    find_column,
+    guess_kind,
+    guess_label,
+    guess_texts,
+    read_columns,
+)
+from kerasllm.data.settings import table_kind
+from kerasllm.data.sources import read_records
+from kerasllm.errors import UserError
+from kerasllm.recipe import Recipe, load_recipe
+from kerasllm.run_directory import atomic_write_text
+from kerasllm.terminal import say, show_table
+
+SHARES = {"validation": 0.1, "test": 0.1}
+BATCH_SIZE = 32
+AIMED_STEPS = 1500
+EPOCHS = range(3, 41)
+LENGTHS = range(32, 257, 32)
+"""Shorter than the longest texts of some tables, which take long to learn from."""
+MANY_RECORDS = 20_000
+TEMPLATE = """\
+# {purpose}
+# command: kerasllm train {to} --run-dir runs/{name}
+# Made by `kerasllm new` from what the table holds; change what you like. All settings there are, with their defaults,
+# stand in runs/{name}/recipe.yaml once it was trained.
+task: classify_text
+seed: 1
+
+data:
+  source: table
+  # Relative to where the command is typed, or to --data-dir.
+  train: {file}
+  # Shares of the table: one chooses the best weights, and `kerasllm evaluate` measures on the other.
+  validation: {validation}
+  test: {test}
+  columns: {columns}
+
+# What the label is: one_label of several, several_labels with a separator between them, or a number.
+classification: {classification}
+
+# Longer texts than the model takes are cut, and not dropped.
+cleaning: {{max_characters: 100000}}
+
+tokenizer: {{kind: subwords, max_vocabulary_size: 8000, lowercase: true}}
+
+batching: {{global_batch_size: {batch_size}, max_sequence_length: {length}}}
+
+# A larger model learns more from more records, and takes longer. Lengths are in tokens, the pieces of words.
+model:
+  num_layers: {num_layers}
+  num_heads: 4
+  hidden_dim: {hidden_dim}
+  intermediate_dim: {intermediate_dim}
+  max_sequence_length: {length}
+
+training:
+  train_epochs: {epochs}
+  peak_learning_rate: {rate}
+  schedule: {{name: linear, warmup_steps: {warmup}}}
+  clip_norm: 1.0
+  evaluate_every_epochs: {every}
+  best_metric: loss
+"""
+
+
+def new(
+    table: Path,
+    to: Path | None = None,
+    text: str | None = None,
+    other_text: str | None = None,
+    label: str | None = None,
+) -> dict[str, Any]:
+    """Look at a table, and write a commented recipe for a classifier of its texts.
+
+    Args:
+        table: csv, tsv, jsonl or parquet.
+        to: the recipe; by default the table's name with `.yaml`, in the working directory.
+        text, other_text, label: columns; what is left out is guessed from the names and the cells.
+
+    Returns:
+        `recipe`, `text`, `other_text`, `label` (columns), `kind` (see `ClassificationSettings`), `labels` (how often
+        each occurs) and `splits` (records by split).
+
+    Raises:
+        UserError: the table cannot be read, has no such column, no text or only one label; a label is too rare to be
+            in every split; or there is a recipe already.
+    """
+    columns = read_columns(table)
+    named = find_column(table, columns, "--label", label) if label else guess_label(table, columns)
+    texts = [find_column(table, columns, "--text", text)] if text else guess_texts(table, columns, named.name)
+    if other_text:
+        texts = [texts[0], find_column(table, columns, "--other-text", other_text)]
+    fields = dict(zip(("text", "other_text"), texts, strict=False))
+    kind, separator = guess_kind(named)
+    check_label(table, named, kind)
+    name = table.name.removesuffix(".gz").removesuffix(table_kind(table.name))
+    to = to or Path(f"{name}.yaml")
+    if to.exists():
+        raise UserError(f"{to}: exists already; name another file with --to")
+    atomic_write_text(to, write_recipe(table, to, fields, named, kind, separator))
+    try:
+        recipe = load_recipe(to)
+        labels, splits = count_labels(recipe)
+    except BaseException:
+        to.unlink()
+        raise
+    found = {"recipe": str(to), **{field: column.name for field, column in fields.items()}, "label": named.name}
+    report = {**found, "kind": kind, "labels": dict(labels.most_common()), "splits": splits}
+    show(table, report, [name for name in columns if name not in found.values()])
+    return report
+
+
+def check_label(table: Path, label: Column, kind: str) -> None:
+    """Raise `UserError` for a column that nothing can be learnt from."""
+    counts = label.counts
+    if len(counts) < 2:
+        only = f"one label only, '{next(iter(counts))}'" if counts else "nothing"
+        raise UserError(f"{table}: column '{label.name}' holds {only}; there must be two to choose from")
+    if kind == "one_label" and len(counts) > len(label.cells) // 2:
+        raise UserError(
+            f"{table}: column '{label.name}' has {len(counts):,} different values in {len(label.cells):,} rows, too "
+            "many for a label; name another one with --label"
+        )
+
+
+def write_recipe(table: Path, to: Path, fields: dict[str, Column], label: Column, kind: str, separator: str) -> str:
+    """The recipe, with sizes that suit the number and the length of the records."""
+    classification: dict[str, Any] = {"kind": kind}
+    if kind == "several_labels":
+        classification["separator"] = separator
+    elif kind == "number":
+        numbers = label.numbers
+        classification["number_offset"] = float(f"{statistics.fmean(numbers):.4g}")
+        classification["number_scale"] = float(f"{statistics.pstdev(numbers):.4g}")
+    num_records = len(label.cells)  # of the rows that were looked at
+    steps = math.ceil(num_records * (1 - sum(SHARES.values())) / BATCH_SIZE)
+    epochs = clip(math.ceil(AIMED_STEPS / steps), EPOCHS)
+    rows = zip(*(column.cells for column in fields.values()), strict=False)
+    characters = sorted(sum(map(len, row)) for row in rows)  # no text has more tokens than characters
+    is_large = num_records >= MANY_RECORDS
+    # Where a data directory is set, a path that is relative would be taken to lie in there.
+    file = table.resolve() if os.environ.get("KERASLLM_DATA") else table
+    names = [column.name for column in fields.values()]
+    columns = dict(zip((*fields, "label"), (*names, label.name), strict=True))
+    return TEMPLATE.format(
+        purpose=" ".join(f"Tells {label.name} from {' and '.join(names)} in {table.name}.".split()),
+        to=to,
+        name=to.stem,
+        file=as_yaml(str(file)),
+        **SHARES,
+        columns=as_yaml(columns),
+        classification=as_yaml(classification),
+        batch_size=BATCH_SIZE,
+        length=clip(-(-(characters[len(characters) * 99 // 100] + 3) // 32) * 32, LENGTHS),
+        num_layers=4 if is_large else 2,
+        hidden_dim=256 if is_large else 128,
+        intermediate_dim=1024 if is_large else 256,
+        epochs=epochs,
+        rate=0.0005 if is_large else 0.001,
+        warmup=max(1, steps * epochs // 10),
+        every=max(1, epochs // 10),
+    )
+
+
+def clip(number: int, bounds: range) -> int:
+    """The nearest of the bounds' numbers from the first to the last."""
+    return min(max(number, bounds[0]), bounds[-1])
+
+
+def as_yaml(value: Any) -> str:
+    """JSON, which is YAML as well; the keys of a dict, which are names of settings, without quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_yaml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def count_labels(recipe: Recipe) -> tuple[Counter[str], dict[str, int]]:
+    """How often each label occurs, and the records of each split.
+
+    Raises:
+        UserError: a label does not occur in training, or a split has no record.
+    """
+    counts: dict[str, Counter[str]] = {}
+    splits = {}
+    for split in recipe.data.splits:
+        records = [each["label"] for each in read_records(recipe.data, split) if all(each.values())]
+        counts[split] = Counter(name for text in records for name in recipe.task_class.labels_in(recipe, text.strip()))
+        splits[split] = len(records)
+    labels = sum(counts.values(), Counter())
+    for name in labels:
+        if not counts["train"][name]:
+            raise UserError(
+                f"{recipe.data.train}: label '{name}' occurs in {labels[name]} records, too few to be learnt and "
+                "measured; add some, or take it out"
+            )
+    return labels, splits
+
+
+def show(table: Path, report: dict[str, Any], left_out: list[str]) -> None:
+    """What was found, as a table."""
+    kinds = {"one_label": "one label", "several_labels": "several labels", "number": "a number"}
+    labels = [f"{name} ({count:,})" for name, count in report["labels"].items()]
+    rows = [("text", report["text"])]
+    if "other_text" in report:
+        rows.append(("other text", report["other_text"]))
+    rows.append(("label", f"{report['label']}: {kinds[report['kind']]}"))
+    if labels:
+        rows.append(("labels", ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if labels[10:] else "")))
+    rows.append(("records", ", ".join(f"{split} {count:,}" for split, count in report["splits"].items())))
+    if left_out:
+        rows.append(("left out", ", ".join(left_out)))
+    show_table(f"new: {table}", ("", ""), rows)
+    say(f"new: {report['recipe']} is written; --text, --other-text and --label would choose other columns")

@@ -1,0 +1,308 @@
+"""Text in, label out: one label of several, several labels at once, or a number; of one text or of a pair.
+
+record      {"text": "A fine film.", "label": "good"}       and, where the recipe names it, "other_text"
+features    token_ids       [START A fine film . END]       a pair goes on with its other text and another END
+            segment_ids     [0 0 0 0 0 0]                   1 in the other text
+            num_cut_tokens  [0]                             what did not fit into the model
+            labels          [2]                             counted from 1, because 0 stands for padding
+            or number       [0.25]                          (value - number_offset) / number_scale
+answer      {"label": "good", "probability": 0.9, "probabilities": [0.1, 0.9], "labels": ["bad", "good"]}
+            or {"number": 3.75}
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from kerasllm.errors import UserError
+from kerasllm.models.settings import BertSettings
+from kerasllm.settings import Settings
+from kerasllm.task import Task
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from matplotlib.figure import Figure
+
+    from kerasllm.data.vocabulary import Vocabulary
+
+LABEL_METRICS = (
+    "accuracy",
+    *(f"{name}_{average}" for name in ("f1", "precision", "recall") for average in ("macro", "micro")),
+    "mcc",
+)
+NUMBER_METRICS = ("pearson", "spearman")
+
+
+class ClassificationSettings(Settings):
+    """What the field `label` holds."""
+
+    kind: Literal["one_label", "several_labels", "number"] = "one_label"
+    """The name of one label; names of labels with a separator between them; or a number."""
+    separator: str = Field(default=",", min_length=1)
+    """Between the names of several labels; spaces around them do not count. A record without any label is dropped by
+    the cleaning: give it one of its own, such as `none`."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability from which one of several labels is given."""
+    number_offset: float = 0.0
+    """Taken from a number before it is learnt; the mean of all of them is a good one."""
+    number_scale: float = Field(default=1.0, gt=0)
+    """What a number is divided by then, so that it is learnt in this unit; their standard deviation is a good one."""
+
+
+class ClassifyText(Task):
+    """Trains and asks a `Bert` with a head.
+
+    Raises:
+        UserError: there are too few labels, or the objective does not fit what is learnt.
+    """
+
+    fields = ("text", "label")
+    optional_fields = ("other_text",)
+    inputs = {"text": "text"}
+    reference = "label"
+    label_field = "label"
+    text_fields = ("text", "other_text")
+    metric_names = (*LABEL_METRICS, *NUMBER_METRICS)
+    sections = {"model": BertSettings, "classification": ClassificationSettings}
+
+    def __init__(self, recipe: Any, vocabulary: Vocabulary):
+        super().__init__(recipe, vocabulary)
+        self.settings: ClassificationSettings = recipe.classification
+        self.is_pair = "other_text" in recipe.data.fields
+        if self.is_pair:
+            self.inputs = {"text": "text", "other_text": "other_text"}
+        self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
+        objective = recipe.training.objective
+        while hasattr(objective, "around"):
+            objective = objective.around
+        if self.settings.kind == "number":
+            if objective.name == "r_drop":
+                raise UserError(
+                    f"{recipe.place('training', 'objective')}: r_drop compares probabilities, and a number has none; "
+                    "use supervised, or another kind in classification.kind"
+                )
+        elif len(vocabulary.labels) < 2:
+            raise UserError(
+                f"data.train: has no other label than {', '.join(map(repr, vocabulary.labels))}; "
+                "there must be two to choose from"
+            )
+
+    @classmethod
+    def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
+        """How labels are read, and the tokens that fit into both a batch and the model, special ones included."""
+        longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
+        return {"max_sequence_length": longest, **recipe.classification.model_dump(exclude={"threshold"})}
+
+    @classmethod
+    def metric_names_of(cls, recipe: Any) -> tuple[str, ...]:
+        """Those of the kind of label."""
+        return NUMBER_METRICS if recipe.classification.kind == "number" else LABEL_METRICS
+
+    @classmethod
+    def labels_in(cls, recipe: Any, text: str) -> list[str]:
+        """The names of the labels of a record: one, several, or none for a number.
+
+        Raises:
+            UserError: a number is none.
+        """
+        settings = recipe.classification
+        if settings.kind == "one_label":
+            return [text]
+        if settings.kind == "several_labels":
+            return [name for part in text.split(settings.separator) if (name := part.strip())]
+        try:
+            is_finite = math.isfinite(float(text))
+        except ValueError:
+            is_finite = False
+        if not is_finite:
+            raise UserError(f"label '{text}' is not a number; put it right, or choose another classification.kind")
+        return []
+
+    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+        """Texts by field, string [B] -> the features that the file's head lists, int32 but for `number`."""
+        import tensorflow as tf
+
+        token_ids, segment_ids, num_cut = self.tokenize(*(texts[field] for field in self.inputs.values()))
+        features = {
+            "token_ids": token_ids,
+            "segment_ids": segment_ids,
+            "num_cut_tokens": tf.RaggedTensor.from_tensor(num_cut[:, None]),
+        }
+        kind, labels = self.settings.kind, texts["label"]
+        if kind == "number":
+            values = (tf.strings.to_number(labels) - self.settings.number_offset) / self.settings.number_scale
+            return {**features, "number": tf.RaggedTensor.from_tensor(values[:, None])}
+        if kind == "one_label":
+            names = tf.RaggedTensor.from_tensor(labels[:, None])
+        else:
+            names = tf.strings.split(labels, self.settings.separator)
+            names = tf.ragged.map_flat_values(tf.strings.strip, names)
+            names = tf.ragged.boolean_mask(names, names != "")
+        return {**features, "labels": tf.ragged.map_flat_values(self.vocabulary.number_labels, names) + 1}
+
+    def tokenize(self, *texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.Tensor]:
+        """One text or two, string [B] each -> token ids and segment ids, int32 [B, None], and tokens cut, int32 [B].
+
+        A pair that is too long loses tokens at the end of the longer text, until both are as long.
+        """
+        import tensorflow as tf
+
+        tokenizer, room = self.tokenizer, self.max_length - 1 - len(texts)
+        tokens = [tokenizer.tokenize(text) for text in texts]
+        lengths = [each.row_lengths() for each in tokens]
+        if len(texts) == 1:
+            kept = [tf.minimum(lengths[0], room)]
+        else:
+            first, second = lengths
+            kept = [
+                tf.minimum(first, tf.maximum(room - second, room - room // 2)),
+                tf.minimum(second, tf.maximum(room - first, room // 2)),
+            ]
+        tokens = [keep_first(each, number) for each, number in zip(tokens, kept, strict=True)]
+        start, end = (tf.fill([tokens[0].nrows(), 1], each) for each in (tokenizer.start_id, tokenizer.end_id))
+        segments = [tf.concat([each, end], axis=1) for each in tokens]
+        segments[0] = tf.concat([start, segments[0]], axis=1)
+        numbers = [tf.ones_like(segment) * index for index, segment in enumerate(segments)]
+        num_cut = tf.add_n(lengths) - tf.add_n(kept)
+        return tf.concat(segments, axis=1), tf.concat(numbers, axis=1), tf.cast(num_cut, tf.int32)
+
+    def build_model(self) -> keras.Model:
+        """The model that this task trains and asks, with the head as its layer `head`."""
+        from kerasllm.layers.heads import ClassificationHead
+        from kerasllm.models.bert import Bert
+
+        settings = self.recipe.model
+        num_outputs = 1 if self.settings.kind == "number" else len(self.vocabulary.labels)
+        self.model = Bert(self.tokenizer.vocabulary_size, **settings.model_dump())
+        self.model.head = ClassificationHead(
+            num_outputs, settings.hidden_dim, settings.dropout, settings.initializer_stddev, name="head"
+        )
+        return self.model
+
+    def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """What a softmax makes probabilities of.
+
+        Args:
+            batch: with `token_ids` and `segment_ids` [B, T].
+
+        Returns:
+            Logits [B, 1, C] of one label; [B, C, 2] of several, each of which is a choice between no and yes, so that
+            its softmax is a sigmoid; or the number itself, [B, 1, 1].
+        """
+        import tensorflow as tf
+
+        inputs = {name: batch[name] for name in ("token_ids", "segment_ids")}
+        hidden = model(inputs, training=training)  # [B, T, D]
+        outputs = model.head(model.pooled(hidden), training=training)  # [B, C]
+        if self.settings.kind == "several_labels":
+            return tf.stack([tf.zeros_like(outputs), outputs], axis=-1)
+        return outputs[:, None]
+
+    def loss(
+        self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Cross-entropy of each decision, or the squared error of a number.
+
+        Args:
+            logits: from `forward`.
+            batch: with `labels` [B, K], each 1 or more, or `number` [B, 1].
+            label_smoothing: in [0, 1); a number has nothing to be smoothed.
+
+        Returns:
+            Losses in nats and their weights, 0 for padding: [B, 1], or for several labels [B, C].
+        """
+        import tensorflow as tf
+
+        from kerasllm.training.objectives import cross_entropy
+
+        weights = tf.cast(batch["token_ids"][:, :1] != 0, logits.dtype)  # [B, 1]
+        if self.settings.kind == "number":
+            return tf.square(logits[:, :, 0] - tf.cast(batch["number"], logits.dtype)), weights
+        if self.settings.kind == "one_label":
+            return cross_entropy(logits, tf.maximum(batch["labels"] - 1, 0), label_smoothing), weights
+        chosen = tf.reduce_max(tf.one_hot(batch["labels"] - 1, tf.shape(logits)[1], dtype=tf.int32), axis=1)  # [B, C]
+        return cross_entropy(logits, chosen, label_smoothing), weights * tf.ones_like(logits[:, :, 0])
+
+    def answer(self, *texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the texts are taken for, as graph operations from strings.
+
+        Args:
+            texts: string [B], one or two; what does not fit into the model is cut as in training.
+
+        Returns:
+            `label` string [B], the likeliest or all likely enough with the separator between them; `probability`
+            float32 [B], of the one label; `probabilities` float32 [B, C] and `labels` string [B, C], the names that
+            they belong to. For a number only `number` float32 [B].
+        """
+        import tensorflow as tf
+
+        token_ids, segment_ids, _ = self.tokenize(*texts)
+        batch = {"token_ids": token_ids.to_tensor(), "segment_ids": segment_ids.to_tensor()}
+        logits, settings = self.forward(self.model, batch, training=False), self.settings
+        if settings.kind == "number":
+            return {"number": logits[:, 0, 0] * settings.number_scale + settings.number_offset}
+        names = tf.constant(self.vocabulary.labels)
+        labels = tf.tile(names[None], [tf.shape(logits)[0], 1])
+        if settings.kind == "several_labels":
+            probabilities = tf.nn.softmax(logits)[:, :, 1]  # [B, C]
+            chosen = tf.ragged.boolean_mask(labels, probabilities >= settings.threshold)
+            joined = tf.strings.reduce_join(chosen, axis=1, separator=settings.separator)
+            return {"label": joined, "probabilities": probabilities, "labels": labels}
+        probabilities = tf.nn.softmax(logits)[:, 0]  # [B, C]
+        return {
+            "label": self.vocabulary.name_labels(tf.argmax(probabilities, axis=-1)),
+            "probability": tf.reduce_max(probabilities, axis=-1),
+            "probabilities": probabilities,
+            "labels": labels,
+        }
+
+    def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
+        """How good answers are.
+
+        Returns:
+            For labels `accuracy` (for several: all of them right), `precision_...`, `recall_...` and `f1_...` with
+            `macro` (mean over the labels) and `micro` (over all decisions), 0 to 1, where nothing is to be divided by
+            0; `mcc`, Matthews' correlation, -1 to 1 (for several over all decisions); and the table `per_label`.
+            For numbers `pearson` and `spearman`, -1 to 1, and 0 where the answers are all the same.
+        """
+        if self.settings.kind == "number":
+            from kerasllm.label_measures import number_metrics
+
+            return number_metrics([float(text) for text in references], [answer["number"] for answer in answers])
+        from kerasllm.label_measures import label_metrics
+
+        given = self.indicators([answer["label"] for answer in answers])
+        wanted = self.indicators(references)
+        return label_metrics(wanted, given, self.vocabulary.labels, self.settings.kind == "one_label")
+
+    def indicators(self, texts: list[str]) -> np.ndarray:
+        """Whether each label stands in each text: int [N, C], as NumPy array."""
+        import numpy as np
+
+        places = {name: index for index, name in enumerate(self.vocabulary.labels)}
+        found = np.zeros((len(texts), len(places)), int)
+        for row, text in enumerate(texts):
+            found[row, [places[name] for name in self.labels_in(self.recipe, text)]] = 1
+        return found
+
+    def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
+        """`confusion`: how often each label was taken for each; only where a text has one label."""
+        if self.settings.kind != "one_label":
+            return {}
+        from kerasllm.label_measures import draw_confusion
+
+        given = self.indicators([answer["label"] for answer in answers])
+        return {"confusion": draw_confusion(self.indicators(references).T @ given, self.vocabulary.labels)}
+
+
+def keep_first(rows: tf.RaggedTensor, numbers: tf.Tensor) -> tf.RaggedTensor:
+    """The first numbers[b] values of each row b."""
+    import tensorflow as tf
+
+    positions = tf.ragged.range(rows.row_lengths())
+    return tf.ragged.boolean_mask(rows, positions < numbers[:, None])

@@ -1,0 +1,111 @@
+"""From a table to a recipe that loads, prepares and learns; and what a person reads where it cannot be."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from kerasllm.data.preparation import prepare_data
+from kerasllm.data.sources import share_of
+from kerasllm.errors import UserError
+from kerasllm.recipe import load_recipe
+from kerasllm.stages.new import SHARES, new
+
+WORDS = {"good": ["fine", "lovely", "great"], "bad": ["awful", "poor", "dull"]}
+
+
+def held_out(label):
+    """A row that is not in the training split."""
+    texts = (f"text {n}" for n in range(999))
+    return 0, next(text for text in texts if share_of({"text": text, "label": label}, SHARES) != "train"), label
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(header, rows) is a table in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KERASLLM_DATA", raising=False)
+
+    def write(header, rows, name="reviews.csv"):
+        with open(name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+        return Path(name)
+
+    return write
+
+
+def reviews(number=80):
+    kinds = [list(WORDS)[n % 2] for n in range(number)]
+    return [(n, f"Visit {n} was, to be honest, {WORDS[kind][n % 3]}", kind) for n, kind in enumerate(kinds)]
+
+
+def test_the_recipe_loads_and_prepares(write):
+    table = write(("id", "comment", "mood"), reviews())
+    report = new(table)
+    assert {key: report[key] for key in ("recipe", "text", "label", "kind")} == {
+        "recipe": "reviews.yaml",
+        "text": "comment",
+        "label": "mood",
+        "kind": "one_label",
+    }
+    assert report["labels"] == {"good": 40, "bad": 40}
+    prepared = prepare_data(load_recipe("reviews.yaml"))
+    assert prepared.splits == report["splits"]
+    assert sum(report["splits"].values()) == 80
+    assert prepared.examples("train").num_cut == 0
+    with pytest.raises(UserError, match=r"reviews\.yaml: exists already; name another file with --to"):
+        new(table)
+
+
+def test_columns_that_are_named(write, monkeypatch):
+    rows = [(f"{n}.5", "short text", f"the other text {n}", 'a "quoted": name') for n in range(60)]
+    table = write(("yes", "no", "a: b", "long"), rows)
+    new(table, Path("r.yaml"), text="no", other_text="a: b", label="yes")
+    recipe = load_recipe("r.yaml")
+    assert recipe.data.columns == {"text": "no", "other_text": "a: b", "label": "yes"}
+    assert recipe.classification.kind == "number"
+    assert (recipe.classification.number_offset, recipe.classification.number_scale) == (30.0, 17.32)
+    monkeypatch.setenv("KERASLLM_DATA", "elsewhere")
+    new(table, Path("s.yaml"), text="no", label="yes")
+    assert Path(load_recipe("s.yaml").data.train) == table.resolve()
+
+
+def test_several_labels(write):
+    names = ["comedy", "drama", "comedy; drama", "drama; horror", "horror"]
+    new(write(("plot", "tags"), [(f"Somebody meets somebody {n}", names[n % 5]) for n in range(200)]))
+    recipe = load_recipe("reviews.yaml")
+    assert recipe.classification.model_dump(include={"kind", "separator"}) == {
+        "kind": "several_labels",
+        "separator": ";",
+    }
+    assert recipe.task_class.labels_in(recipe, "comedy; drama") == ["comedy", "drama"]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "options", "message"),
+    [
+        (("text", "label"), reviews(), {"label": "lable"}, "has 3 columns, but the header has 2"),
+        (("id", "text", "label"), reviews(), {"label": "lable"}, r"--label: no column 'lable'; did you mean 'label'\?"),
+        (
+            ("id", "text", "label"),
+            reviews(),
+            {"text": "x"},
+            r"--text: no column 'x'; .*\(the file has id, text, label\)",
+        ),
+        (("id", "label"), [(n, n % 2) for n in range(9)], {}, "no column holds text"),
+        (("text", "label"), [("some text", "good")] * 9, {}, "'label' holds one label only, 'good'; there must be two"),
+        (("text", "label"), [("some text", "")] * 9, {}, "'label' holds nothing; there must be two"),
+        (
+            ("id", "text", "x"),
+            reviews(),
+            {"label": "text", "text": "x"},
+            "'text' has 80 different values in 80 rows, to",
+        ),
+        (("id", "text", "label"), [*reviews(), held_out("odd")], {}, "label 'odd' occurs in 1 records, too few to be"),
+    ],
+)
+def test_what_cannot_be_learnt(write, header, rows, options, message):
+    table = write(header, rows)
+    with pytest.raises(UserError, match=message):
+        new(table, **options)
+    assert not Path("reviews.yaml").exists()
