@@ -123,7 +123,8 @@ def recipes(context: click.Context) -> None:
     width = max((len(recipe.name) for recipe in found), default=0)
     for recipe in found:
         click.echo(f"{recipe.name:<{width}}  {recipe.purpose}")
-    name = found[0].name if found else "NAME"
+    tiny = [recipe.name for recipe in found if recipe.name.endswith("_tiny")]  # needs no data files
+    name = tiny[0] if tiny else "NAME"
     _say_next("train", name, "--run-dir", f"runs/{name.rpartition('/')[2]}")
     _say_next("recipes", "copy", name, instead="to change one:")
 

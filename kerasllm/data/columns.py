@@ -1,16 +1,17 @@
 """What the columns of somebody's table hold: which is the text, which the label, and of what kind the label is."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from kerasllm.data.settings import TABLE_KINDS, table_kind
 from kerasllm.data.tables import as_text, read_rows
 from kerasllm.errors import UserError, did_you_mean
 
 MAX_ROWS = 20_000
-"""That are looked at."""
+"""That are looked at, spread evenly over the table: many a table is sorted by label."""
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "tags", "score",
                "rating", "stars", "grade")  # fmt: skip
 SEPARATORS = (",", ";", "|")
@@ -45,8 +46,20 @@ class Column:
             return None
 
 
-def read_columns(path: Path) -> dict[str, Column]:
-    """The columns of the first rows of a table, by name.
+def spread_rows(path: Path) -> tuple[list[Mapping[str, Any]], int]:
+    """At most `MAX_ROWS` rows of a table, every n-th of them, and how many rows it has."""
+    rows: list[Mapping[str, Any]] = []
+    number, every = 0, 1
+    for number, (_, row) in enumerate(read_rows(path), start=1):
+        if (number - 1) % every == 0:
+            rows.append(row)
+        if len(rows) > MAX_ROWS:
+            rows, every = rows[::2], 2 * every
+    return rows, number
+
+
+def read_columns(path: Path) -> tuple[dict[str, Column], int]:
+    """The columns of a table by name, with the cells of some of its rows; and the number of its rows.
 
     Raises:
         UserError: the file cannot be read as a table, or has no row.
@@ -56,7 +69,8 @@ def read_columns(path: Path) -> dict[str, Column]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     columns: dict[str, Column] = {}
-    for _, row in islice(read_rows(path), MAX_ROWS):
+    rows, num_rows = spread_rows(path)
+    for row in rows:
         for name, value in row.items():
             column = columns.setdefault(name, Column(name))
             cell = as_text(value, name).strip() if isinstance(value, str | int | float | None) else ""
@@ -66,7 +80,7 @@ def read_columns(path: Path) -> dict[str, Column]:
         raise UserError(f"{path}: holds no records")
     if len(columns) == 1 and ";" in (name := next(iter(columns))):
         raise UserError(f"{path}:1: has one column, '{name}'; separate the columns with commas instead of semicolons")
-    return columns
+    return columns, num_rows
 
 
 def find_column(path: Path, columns: dict[str, Column], option: str, name: str) -> Column:

@@ -99,7 +99,7 @@ def new(
         UserError: the table cannot be read, has no such column, no text or only one label; a label is too rare to be
             in every split; or there is a recipe already.
     """
-    columns = read_columns(table)
+    columns, num_rows = read_columns(table)
     named = find_column(table, columns, "--label", label) if label else guess_label(table, columns)
     texts = [find_column(table, columns, "--text", text)] if text else guess_texts(table, columns, named.name)
     if other_text:
@@ -111,7 +111,7 @@ def new(
     to = to or Path(f"{name}.yaml")
     if to.exists():
         raise UserError(f"{to}: exists already; name another file with --to")
-    atomic_write_text(to, write_recipe(table, to, fields, named, kind, separator))
+    atomic_write_text(to, write_recipe(table, num_rows, to, fields, named, kind, separator))
     try:
         recipe = load_recipe(to)
         labels, splits = count_labels(recipe)
@@ -137,7 +137,9 @@ def check_label(table: Path, label: Column, kind: str) -> None:
         )
 
 
-def write_recipe(table: Path, to: Path, fields: dict[str, Column], label: Column, kind: str, separator: str) -> str:
+def write_recipe(
+    table: Path, num_rows: int, to: Path, fields: dict[str, Column], label: Column, kind: str, separator: str
+) -> str:
     """The recipe, with sizes that suit the number and the length of the records."""
     classification: dict[str, Any] = {"kind": kind}
     if kind == "several_labels":
@@ -146,12 +148,11 @@ def write_recipe(table: Path, to: Path, fields: dict[str, Column], label: Column
         numbers = label.numbers
         classification["number_offset"] = float(f"{statistics.fmean(numbers):.4g}")
         classification["number_scale"] = float(f"{statistics.pstdev(numbers):.4g}")
-    num_records = len(label.cells)  # of the rows that were looked at
-    steps = math.ceil(num_records * (1 - sum(SHARES.values())) / BATCH_SIZE)
+    steps = math.ceil(num_rows * (1 - sum(SHARES.values())) / BATCH_SIZE)
     epochs = clip(math.ceil(AIMED_STEPS / steps), EPOCHS)
     rows = zip(*(column.cells for column in fields.values()), strict=False)
     characters = sorted(sum(map(len, row)) for row in rows)  # no text has more tokens than characters
-    is_large = num_records >= MANY_RECORDS
+    is_large = num_rows >= MANY_RECORDS
     # Where a data directory is set, a path that is relative would be taken to lie in there.
     file = table.resolve() if os.environ.get("KERASLLM_DATA") else table
     names = [column.name for column in fields.values()]

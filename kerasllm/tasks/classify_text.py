@@ -58,7 +58,7 @@ class ClassifyText(Task):
     """Trains and asks a `Bert` with a head.
 
     Raises:
-        UserError: there are too few labels, or the objective does not fit what is learnt.
+        UserError: there are too few labels or positions, or the objective does not fit what is learnt.
     """
 
     fields = ("text", "label")
@@ -77,19 +77,24 @@ class ClassifyText(Task):
         if self.is_pair:
             self.inputs = {"text": "text", "other_text": "other_text"}
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
+        needed = 1 + 2 * len(self.inputs)  # a token of each text, the start, and an end after each
+        if self.max_length < needed:
+            raise UserError(
+                f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
+                f"(batching.max_sequence_length) or of the model, are too few; {needed} are needed"
+            )
+        if self.settings.kind != "number":
+            if len(vocabulary.labels) < 2:
+                only = ", ".join(map(repr, vocabulary.labels))
+                raise UserError(f"data.train: has no other label than {only}; there must be two to choose from")
+            return
         objective = recipe.training.objective
         while hasattr(objective, "around"):
             objective = objective.around
-        if self.settings.kind == "number":
-            if objective.name == "r_drop":
-                raise UserError(
-                    f"{recipe.place('training', 'objective')}: r_drop compares probabilities, and a number has none; "
-                    "use supervised, or another kind in classification.kind"
-                )
-        elif len(vocabulary.labels) < 2:
+        if objective.name == "r_drop":
             raise UserError(
-                f"data.train: has no other label than {', '.join(map(repr, vocabulary.labels))}; "
-                "there must be two to choose from"
+                f"{recipe.place('training', 'objective')}: r_drop compares probabilities, and a number has none; "
+                "use supervised, or another kind in classification.kind"
             )
 
     @classmethod

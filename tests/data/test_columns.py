@@ -17,7 +17,7 @@ def read(tmp_path):
     def read(names, rows=ROWS):
         path = tmp_path / "a.csv"
         path.write_text("\n".join([names, *(",".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")
-        return path, read_columns(path)
+        return path, read_columns(path)[0]
 
     return read
 
@@ -61,9 +61,19 @@ def test_the_kind_of_label(cells, kind, separator):
     assert guess_kind(Column("label", cells)) == (kind, separator)
 
 
+def test_many_rows_are_looked_at_evenly(read, monkeypatch):
+    """A table that is sorted by its label has all its labels in what is looked at."""
+    monkeypatch.setattr("kerasllm.data.columns.MAX_ROWS", 10)
+    path, columns = read("n,label", [(n, "low" if n < 60 else "high") for n in range(100)])
+    assert [int(cell) for cell in columns["n"].cells] == list(range(0, 100, 16))
+    assert columns["label"].counts == {"low": 4, "high": 3}
+    assert read_columns(path)[1] == 100
+
+
 def test_tables_of_other_kinds_and_bad_ones(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"t": "x", "n": None, "l": [1]}) + "\n" for _ in range(3)))
-    columns = read_columns(tmp_path / "a.jsonl")
+    columns, num_rows = read_columns(tmp_path / "a.jsonl")
+    assert num_rows == 3
     assert {name: column.cells for name, column in columns.items()} == {"t": ["x"] * 3, "n": [], "l": []}
     (tmp_path / "semicolons.csv").write_text("text;label\nx;y\n")
     (tmp_path / "empty.csv").write_text("text,label\n")

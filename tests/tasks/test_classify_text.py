@@ -103,7 +103,7 @@ def shorten(first, second, room):
     return first, second
 
 
-@pytest.mark.parametrize("length", [4, 7, 8])
+@pytest.mark.parametrize("length", [5, 7, 8])
 def test_a_pair_is_cut_at_its_longer_text(build, length):
     task = build(PAIR, f"batching.max_sequence_length={length}")
     rows = [(WORDS[:n], WORDS[:m]) for n in range(8) for m in range(8)]
@@ -292,6 +292,12 @@ def test_r_drop_of_a_number_is_refused(build):
     objective = "training.objective={name: fgm, epsilon: 1.0, around: {name: r_drop, alpha: 1.0}}"
     with pytest.raises(UserError, match=r"training\.objective: r_drop compares probabilities, and a number has none"):
         build("classification.kind=number", objective)
+
+
+def test_too_few_positions_are_refused(build):
+    assert build(PAIR, "batching.max_sequence_length=5").max_length == 5
+    with pytest.raises(UserError, match=r"model\.max_sequence_length: 4 tokens, .* are too few; 5 are needed"):
+        build(PAIR, "model.max_sequence_length=4")
 
 
 def test_one_label_alone_is_refused(build):
