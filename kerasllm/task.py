@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kerasllm.errors import UserError
+
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
@@ -98,6 +100,14 @@ class Task:
             Outputs by name, each with B as its first dimension. The first one is what is shown and measured.
         """
         raise NotImplementedError
+
+    def published_form(self) -> tuple[str, dict[str, keras.layers.Layer], tuple[str, ...]]:
+        """What Hugging Face calls the model: its architecture, its heads by their name there, and its labels.
+
+        Raises:
+            UserError: it has no name for it.
+        """
+        raise UserError(f"{self.recipe.task}: Hugging Face has no architecture for it; export it as a SavedModel")
 
     def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """How good answers are.

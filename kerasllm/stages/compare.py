@@ -29,6 +29,7 @@ from kerasllm.comparison import (
 from kerasllm.data.preparation import prepare_data
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
+from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.settings import LOWER_IS_BETTER
@@ -106,7 +107,7 @@ def prepare_all(trials: Sequence[Trial], data_dir: Path | str | None) -> None:
     Raises:
         UserError: bad input.
     """
-    recipes = [trial.recipe for trial in trials]
+    recipes = [complete_recipe(trial.recipe, data_dir) for trial in trials]
 
     def read_of(recipe: Recipe) -> list[Any]:
         return [*(recipe.dump()[part] for part in PREPARED_FROM), recipe.task_class.encoding_settings(recipe)]

@@ -31,6 +31,7 @@ from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.evaluation import png_of
 from kerasllm.incident_report import describe_step
+from kerasllm.pretrained import complete_recipe, load_published
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import (
     RunDirectory,
@@ -69,6 +70,7 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     """
     directory, cluster = RunDirectory(run_dir), read_cluster()
     check_recipe(recipe)
+    recipe = complete_recipe(recipe, data_dir)
     check_run(directory, recipe)
     replicas = recipe.training.num_replicas
     # Before TensorFlow runs anything: it fixes the devices.
@@ -98,7 +100,7 @@ def train_with(
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
-    run, seconds = fit_to_the_end(run, prepared)
+    run, seconds = fit_to_the_end(run, prepared, data_dir)
     return from_chief(strategy, lambda: finish(run, seconds))
 
 
@@ -230,7 +232,7 @@ def describe_examples(examples: Examples, num_too_long: int) -> str:
     return f"{len(examples):,}, {num_too_long:,} of them too long and left out"
 
 
-def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
+def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) -> tuple[Run, float]:
     """Trains, again from the last checkpoint where a failure asks for it, or a batch is too large for memory.
 
     It is then what a new process would do. With twice as many micro-batches the step stays what it is (see `Trainer`);
@@ -244,6 +246,7 @@ def fit_to_the_end(run: Run, prepared: Prepared) -> tuple[Run, float]:
     """
     failures = None
     while True:
+        load_published(run.recipe, run.trainer.model, data_dir)
         state = restore(run)
         state["failures"] = failures or state.get("failures", NO_FAILURES)
         show_run(run, prepared, state["step"])

@@ -14,35 +14,12 @@ import numpy as np
 from kerasllm.data.published import PRESET, SPECIAL_TOKENS, Vocabulary, locate
 from kerasllm.errors import UserError
 from kerasllm.models.bert import Bert
+from kerasllm.models.published.config import ACTIVATIONS, CONFIG_KEYS, read_numbers
 from kerasllm.models.published.presets import read_preset
 from kerasllm.models.settings import BertSettings
 from kerasllm.run_directory import atomic_directory
 from kerasllm.terminal import say
 
-CONFIG_KEYS = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_sequence_length": "max_position_embeddings",
-    "num_segments": "type_vocab_size",
-    "activation": "hidden_act",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "epsilon": "layer_norm_eps",
-    "initializer_stddev": "initializer_range",
-}
-"""Our name -> theirs."""
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_approximate",
-    "gelu_pytorch_tanh": "gelu_approximate",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
-"""Their name -> ours."""
 PREDICTIONS = "cls.predictions"
 Heads = Mapping[str, keras.layers.Layer]
 """Their name of a head -> our layer: `cls.predictions` (masked language), `cls.seq_relationship` (next sentence),
@@ -111,13 +88,8 @@ def read_published(source: str, root: Path | None = None) -> PublishedBert:
     if source.startswith(PRESET):
         vocabulary_size, numbers, tensors = read_preset(source.removeprefix(PRESET))
         return PublishedBert(source, vocabulary_size, BertSettings(**numbers), tensors)
-    directory = locate(source, root)
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory / 'config.json'}: cannot be read ({error})") from error
-    settings = _read_settings(config, directory / "config.json")
-    return PublishedBert(source, config["vocab_size"], settings, _read_tensors(directory / "model.safetensors"))
+    vocabulary_size, settings = read_numbers(source, root)
+    return PublishedBert(source, vocabulary_size, settings, _read_tensors(locate(source, root) / "model.safetensors"))
 
 
 def published_of(model: Bert, source: str, heads: Heads | None = None) -> PublishedBert:
@@ -229,24 +201,6 @@ def _joined_shape(variable: keras.Variable, tensors: list[np.ndarray]) -> tuple[
         return " + ".join(str(tensor.shape) for tensor in tensors)
     first, *others = tensors[0].shape
     return (first * len(tensors), *others)
-
-
-def _read_settings(config: dict[str, Any], path: Path) -> BertSettings:
-    """The settings that a config.json says; what it leaves out has their defaults, which are ours."""
-    expected = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "pad_token_id": 0}
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{path}: {key} is {config[key]!r}, but only {value!r} can be loaded into a Bert")
-    numbers = {ours: config[theirs] for ours, theirs in CONFIG_KEYS.items() if theirs in config}
-    activation = numbers.get("activation", "gelu")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act is {activation!r}, but only {', '.join(ACTIVATIONS)} can be loaded")
-    if "vocab_size" not in config:
-        raise UserError(f"{path}: has no vocab_size")
-    try:
-        return BertSettings(**{**numbers, "activation": ACTIVATIONS[activation]})
-    except ValueError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[-2].strip()}") from error
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
