@@ -205,9 +205,11 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
     kerasllm train translate/dates_tiny --run-dir runs/dates
     kerasllm train translate/dates_tiny --run-dir runs/wide --set model.hidden_dim=256 --set seed=2
     """
+    from kerasllm.cluster import read_cluster
     from kerasllm.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    read_cluster()  # its mistakes are answered before TensorFlow loads
     load_tensorflow()
     from kerasllm.stages.train import train as train_stage
 
@@ -298,8 +300,16 @@ def predict(
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="saved_models/NAME, for its next version.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["saved_model", "huggingface"]),
+    default="saved_model",
+    show_default=True,
+    help="For huggingface --to is a new directory, which `transformers` loads.",
+)
 @_common_options
-def export(run: Path, to: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
+def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     """Publish the trained RUN as a SavedModel for TF Serving.
 
     It becomes the next version in the directory that --to names, after it gave the same answers in a fresh process.
@@ -307,11 +317,18 @@ def export(run: Path, to: Path, overrides: Sequence[str], data_dir: Path | None,
     \b
     kerasllm export runs/dates --to saved_models/dates
     kerasllm export runs/dates --to saved_models/dates_greedy --set generation.beam_size=1
+    kerasllm export runs/reviews --to reviews_bert --format huggingface
     """
     load_tensorflow()
     from kerasllm.serving import saved_model
     from kerasllm.stages.export import export as export_stage
+    from kerasllm.stages.export import export_huggingface
 
+    if form == "huggingface":
+        if overrides:
+            raise UserError("--set changes the search of a SavedModel, and huggingface has none; leave it out")
+        _report(export_huggingface(run, to), as_json)
+        return
     _report(export_stage(run, to, overrides), as_json)
     script = min(os.path.relpath(saved_model.__file__), saved_model.__file__, key=len)
     click.echo(f"next: {shlex.join(['python', script, str(to), 'TEXT'])}", err=True)

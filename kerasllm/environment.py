@@ -60,7 +60,10 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def compute_precision(precision: str) -> Iterator[None]:
-    """Layers made in the block compute in `precision`, "float32" or "bfloat16", with weights in float32.
+    """Layers made in the block compute in `precision`, with weights in float32.
+
+    Args:
+        precision: "float32", "bfloat16" or "float16"; the last one needs a `LossScale`.
 
     Reference: [Micikevicius et al., 2018](https://arxiv.org/abs/1710.03740).
     """

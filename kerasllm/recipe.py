@@ -24,7 +24,13 @@ import pydantic
 from ruamel.yaml import YAML
 
 import kerasllm.tasks
-from kerasllm.data.settings import BatchingSettings, CleaningSettings, DataSettings, TokenizerSettings
+from kerasllm.data.settings import (
+    AugmentationSettings,
+    BatchingSettings,
+    CleaningSettings,
+    DataSettings,
+    TokenizerSettings,
+)
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import atomic_write_bytes
 from kerasllm.settings import Document, Settings, apply_overrides, build_settings, load_document
@@ -47,6 +53,8 @@ class Recipe(Settings):
     cleaning: CleaningSettings = CleaningSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     batching: BatchingSettings = BatchingSettings()
+    augmentation: tuple[AugmentationSettings, ...] = ()
+    """What changes training examples, one after the other, in each epoch in another way."""
     training: TrainingSettings
     ticks: tuple[TickSettings, ...] = ()
     """The timeline of the training: when something changes, and what."""

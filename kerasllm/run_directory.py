@@ -6,15 +6,19 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kerasllm.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+"""Names of what is not written, or not removed, to its end."""
 
 
 def sha256_of_file(path: Path) -> str:
@@ -26,6 +30,12 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_directory(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of the names and contents of all files in a directory and below."""
+    files = {str(file.relative_to(path)): sha256_of_file(file) for file in path.rglob("*") if file.is_file()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode("utf-8")).hexdigest()
+
+
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Writes a file that appears complete or not at all; an existing one is replaced.
 
@@ -33,7 +43,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         UserError: it cannot be written (disk full, no permission); the file that was there before stays.
     """
     path = Path(path)
-    with _naming_the_target(path):
+    with naming_the_target(path, needed=len(content)):
         temporary = _temporary_beside(path)
         try:
             with open(temporary, "wb") as file:
@@ -41,6 +51,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            _synchronize(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -52,33 +63,61 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, needed: int | None = None, replace: bool = False) -> Iterator[Path]:
     """Yields a hidden empty directory beside `path`, which becomes `path` when the block ends without an error.
+
+    Args:
+        needed: bytes that the block writes; the error of a full disk names them.
+        replace: what is at `path` gives way to it at the end. A process that is killed in between leaves neither of
+            them at `path`, but never a part of one.
 
     Raises:
         UserError: `path` exists, or it cannot be written (disk full, no permission). The hidden directory is then
             removed, and whatever is at `path` is as it was.
     """
     path = Path(path)
-    _refuse_existing(path)
+    if not replace:
+        _refuse_existing(path)
     temporary = _temporary_beside(path)
     try:
-        with _naming_the_target(path):
+        with naming_the_target(path, needed=needed):
             temporary.mkdir(parents=True)
-        with _naming_the_target(path, inside=temporary):
+        with naming_the_target(path, inside=temporary, needed=needed):
             yield temporary
-        with _naming_the_target(path):
-            for file in temporary.rglob("*"):
+        with naming_the_target(path, needed=needed):
+            for file in [*temporary.rglob("*"), temporary]:
                 _synchronize(file)
+            if replace:
+                remove_directory(path)
             _refuse_existing(path)
             os.rename(temporary, path)
+            _synchronize(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def remove_directory(path: Path) -> None:
+    """Removes a directory, if it is there, so that a killed process leaves all of it or nothing under its name."""
+    if path.exists():
+        with naming_the_target(path):
+            temporary = _temporary_beside(path)
+            os.rename(path, temporary)
+            shutil.rmtree(temporary)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what killed processes were writing or removing in a directory and below; nobody may be writing there."""
+    for path in [path for path in directory.rglob(".*.tmp") if LEFTOVER.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 class RunDirectory:
-    """A run on disk: `recipe.yaml manifest.json tokenizer/ checkpoints/ logs/ metrics.jsonl predictions/`.
+    """A run on disk: `recipe.yaml manifest.json tokenizer/ checkpoints/ logs/ metrics.jsonl predictions/`, and
+    `incidents/` where a step went wrong.
 
     Args:
         path: the directory; it need not exist yet.
@@ -89,11 +128,12 @@ class RunDirectory:
         self.recipe_path = self.path / "recipe.yaml"
         self.manifest_path = self.path / "manifest.json"
         self.tokenizer_path = self.path / "tokenizer"
+        self.labels_path = self.path / "labels.json"
         self.checkpoints_path = self.path / "checkpoints"
         self.logs_path = self.path / "logs"
         self.metrics_path = self.path / "metrics.jsonl"
         self.predictions_path = self.path / "predictions"
-        self.non_finite_path = self.path / "non_finite.json"
+        self.incidents_path = self.path / "incidents"
 
     def exists(self) -> bool:
         """Tells whether a run was begun here: its recipe is written first."""
@@ -106,23 +146,64 @@ class RunDirectory:
             UserError: it cannot be made, or something else is in its place.
         """
         for directory in (self.path, self.checkpoints_path, self.logs_path, self.predictions_path):
-            with _naming_the_target(directory):
+            with naming_the_target(directory):
                 directory.mkdir(parents=True, exist_ok=True)
+
+    def write_incident(self, step: int, attempt: int, found: dict[str, object]) -> Path:
+        """Writes down what is known of a step that went wrong; of a later attempt at the step beside the first one.
+
+        Returns:
+            The file.
+        """
+        suffix = f"_attempt_{attempt}" if attempt > 1 else ""
+        path = self.incidents_path / f"step_{step:08d}{suffix}.json"
+        with naming_the_target(self.incidents_path):
+            self.incidents_path.mkdir(exist_ok=True)
+        atomic_write_text(path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+        return path
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The run's manifest, empty before there is one."""
+        return json.loads(self.manifest_path.read_text("utf-8")) if self.manifest_path.exists() else {}
+
+    def write_manifest(self, **entries: Any) -> None:
+        """Adds entries to the run's manifest."""
+        atomic_write_text(self.manifest_path, json.dumps({**self.read_manifest(), **entries}, indent=2) + "\n")
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """What the weights of the run depend on: hashes of its recipe, its tokenizer, its labels and its prepared
+        data; None for what it has not."""
+        return {
+            "recipe": sha256_of_file(self.recipe_path) if self.recipe_path.is_file() else None,
+            "tokenizer": sha256_of_directory(self.tokenizer_path) if self.tokenizer_path.is_dir() else None,
+            "labels": sha256_of_file(self.labels_path) if self.labels_path.is_file() else None,
+            "data": self.read_manifest().get("prepared"),
+        }
 
     def append_metrics(self, metrics: dict[str, object]) -> None:
         """Adds one line to `metrics.jsonl`, in place of a line that a killed process left unfinished."""
         line = json.dumps(metrics, ensure_ascii=False).encode("utf-8") + b"\n"
-        with _naming_the_target(self.metrics_path), open(self.metrics_path, "ab+") as file:
+        with naming_the_target(self.metrics_path, needed=len(line)), open(self.metrics_path, "ab+") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, object]]:
         """Returns the lines of `metrics.jsonl`, oldest first, without an unfinished last one."""
-        if not self.metrics_path.exists():
-            return []
-        content = self.metrics_path.read_bytes()
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        return [json.loads(line) for line in self._metrics_lines()]
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines of `metrics.jsonl` that come after `step` steps; a run that goes on writes them again."""
+        lines = self._metrics_lines()
+        kept = b"".join(line for line in lines if json.loads(line)["step"] <= step)
+        if self.metrics_path.exists() and self.metrics_path.read_bytes() != kept:
+            atomic_write_bytes(self.metrics_path, kept)
+
+    def _metrics_lines(self) -> list[bytes]:
+        content = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
+        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -136,30 +217,58 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _synchronize(path: Path) -> None:
-    """Asks the system to put a file's content on the disk, so that no rename can publish an empty file."""
-    if path.is_file():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Asks the system to put a file's content, or the names in a directory, on the disk: after a power cut no rename
+    has then published an empty file, and none is forgotten."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
-def _naming_the_target(path: Path, inside: Path | None = None) -> Iterator[None]:
+def naming_the_target(path: Path, inside: Path | None = None, needed: int | None = None) -> Iterator[None]:
     """Turns a failed write into a `UserError` that names what was being written.
 
-    With `inside`, the block is the caller's: only a full disk and errors about files in that directory are turned.
-    Libraries report a full disk with exceptions of their own, so the system's words for it are looked for as well.
+    Args:
+        path: the target.
+        inside: the block is the caller's: only a full disk and errors about files in that directory are turned.
+        needed: bytes that the block writes.
     """
+    free = shutil.disk_usage(_existing(path)).free
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        full = os.strerror(errno.ENOSPC)
-        if getattr(error, "errno", None) in DISK_FULL or full.lower() in str(error).lower():
-            raise UserError(f"{path}: cannot be written: {full}; free some space and run again") from error
+        if full := full_disk_in(error):
+            room = f"{_megabytes(needed)} needed, " if needed is not None else ""
+            room += f"{_megabytes(free)} were free"
+            raise UserError(f"{path}: cannot be written: {full} ({room}); free some space and run again") from error
         if isinstance(error, OSError) and (inside is None or str(error.filename).startswith(str(inside))):
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def full_disk_in(error: BaseException | None) -> str | None:
+    """The system's words for a full disk if an error, or one that it came from, says so.
+
+    Libraries report a full disk with exceptions of their own, so the words are looked for as well as the number.
+    """
+    while error is not None:
+        for number in DISK_FULL:
+            if getattr(error, "errno", None) == number or os.strerror(number).lower() in str(error).lower():
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

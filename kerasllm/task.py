@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kerasllm.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -33,6 +35,8 @@ class Task:
     """The field that holds names of labels, which `prepare` numbers; None for a task without such labels."""
     text_fields: tuple[str, ...] = ()
     """The fields whose texts the tokenizer learns; without one there is no tokenizer."""
+    augmented_inputs: ClassVar[dict[str, str]] = {}
+    """What augmentation may change: feature -> its kind, as `data/augmentation.py` names it."""
     metric_names: tuple[str, ...]
     """What `metrics` gives. The loss is measured for every task, and where it is named here the perplexity."""
     sections: dict[str, type[Settings]]
@@ -96,6 +100,14 @@ class Task:
             Outputs by name, each with B as its first dimension. The first one is what is shown and measured.
         """
         raise NotImplementedError
+
+    def published_form(self) -> tuple[str, dict[str, keras.layers.Layer], tuple[str, ...]]:
+        """What Hugging Face calls the model: its architecture, its heads by their name there, and its labels.
+
+        Raises:
+            UserError: it has no name for it.
+        """
+        raise UserError(f"{self.recipe.task}: Hugging Face has no architecture for it; export it as a SavedModel")
 
     def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """How good answers are.

@@ -21,6 +21,11 @@ SPEED_ESTIMATE_SECONDS = 24 * 60 * 60
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+def be_quiet() -> None:
+    """From here on this process shows nothing but errors: another one says the same."""
+    console.quiet = True
+
+
 def say(message: str) -> None:
     """Shows one message, as it is: no markup, no wrapping."""
     console.print(message, soft_wrap=True)

@@ -42,6 +42,15 @@ def build_task(recipe: Recipe, directory: Path) -> Task:
     return recipe.task_class(recipe, load_vocabulary(directory))
 
 
+def build_model(task: Task, recipe: Recipe) -> Any:
+    """The model of a task, with gates where the timeline of the recipe blends layers of normalization in or out."""
+    from kerasllm.layers.normalization import gated_normalization
+    from kerasllm.training.normalization_gates import gated_layers
+
+    with gated_normalization(gated_layers(recipe.ticks)):
+        return task.build_model()
+
+
 def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     """Build the task and the model of a run, with the weights that its training chose.
 
@@ -59,7 +68,7 @@ def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
         raise UserError(f"{run_dir}: holds no run; make one with `kerasllm train RECIPE --run-dir {run_dir}`")
     recipe = load_recipe(directory.recipe_path, overrides)
     task = build_task(recipe, directory.path)
-    model = task.build_model()
+    model = build_model(task, recipe)
     progress = load_weights(model, directory)
     return TrainedRun(directory, recipe, task, model, progress)
 

@@ -9,20 +9,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasllm.data.augmentation import AugmentedTraining, build_augmentation
 from kerasllm.data.batching import Accumulation, BatchStream
-from kerasllm.data.store import Prepared
+from kerasllm.data.store import Examples, Prepared
 from kerasllm.environment import compute_precision, seed_everything
 from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator
 from kerasllm.recipe import Recipe
 from kerasllm.run_directory import RunDirectory
-from kerasllm.trained_run import build_task
+from kerasllm.trained_run import build_model, build_task
 from kerasllm.training.checkpoints import Checkpoints
-from kerasllm.training.objectives import build_objective
+from kerasllm.training.normalization_gates import build_gates
+from kerasllm.training.objectives import PhasedObjective, build_objective, check_objective
 from kerasllm.training.optimizers import build_optimizer
 from kerasllm.training.schedules import build_schedule
-from kerasllm.training.settings import StepPlan
-from kerasllm.training.ticks import Tick, Timeline, TimelineSchedule, average_decay, resolve_ticks
+from kerasllm.training.settings import StepPlan, TrainingSettings
+from kerasllm.training.step_guard import LossScale, StepGuard
+from kerasllm.training.ticks import Tick, Timeline, TimelineSchedule, average_decay, resolve_ticks, values_of
 from kerasllm.training.trainer import Trainer
 
 
@@ -57,25 +60,39 @@ def build_run(
     replicas = strategy.num_replicas_in_sync
     stream = BatchStream(examples, recipe.batching, recipe.seed, replicas, micro_batches)
     plan = plan_steps(recipe, stream)
+    check_splits(recipe, stream)
     places = [recipe.place("ticks", index) for index in range(len(recipe.ticks))]
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
         task = build_task(recipe, prepared.directory)
+        stream.augmentation = build_augmentations(recipe, ticks, task, examples)
         with compute_precision(settings.precision):
-            model = task.build_model()
-        timeline = Timeline(model, ticks)
+            model = build_model(task, recipe)
         schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)
-        objective = build_objective(
-            settings.objective, task, settings.label_smoothing, recipe.seed, optimizer.iterations
-        )
+        objective = build_objectives(recipe, ticks, task, model, stream, optimizer.iterations)
+        timeline = Timeline(model, ticks, objective)
         trainer = Trainer(
-            model, objective, settings.clip_norm, settings.l1, settings.l2, average_decay(settings, ticks)
+            model,
+            objective,
+            settings.clip_norm,
+            settings.l1,
+            settings.l2,
+            average_decay(settings, ticks),
+            build_gates(model, ticks, plan.total_steps),
+            build_guard(settings),
         )
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
-    checkpoints = Checkpoints(directory.checkpoints_path, settings.keep_checkpoints, settings.average_checkpoints)
+    checkpoints = Checkpoints(directory, settings.keep_checkpoints, settings.average_checkpoints)
     return Run(directory, recipe, strategy, task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints)
+
+
+def build_guard(settings: TrainingSettings) -> StepGuard:
+    """What decides which steps count; it scales the loss for float16 alone."""
+    failure = settings.on_failure
+    loss_scale = LossScale() if settings.precision == "float16" else None
+    return StepGuard(failure.spike_factor, failure.spike_window_steps, loss_scale)
 
 
 def build_scheduled_optimizer(
@@ -96,6 +113,71 @@ def build_scheduled_optimizer(
         return schedule, build_optimizer(settings.optimizer, schedule, variables)
     except UserError as error:
         raise misfit(recipe, "optimizer", error) from error
+
+
+def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any, examples: Examples) -> AugmentedTraining | None:
+    """What changes the training examples, and when; None if nothing does.
+
+    Raises:
+        UserError: an augmentation does not fit the task, or a tick switches what is not there.
+    """
+    for tick in ticks:
+        if tick.settings.augmentation is not None and not recipe.augmentation:
+            raise UserError(f"{tick.place}.augmentation: the recipe has no list `augmentation` to be switched; add one")
+    built = []
+    for index, settings in enumerate(recipe.augmentation):
+        try:
+            built.append(build_augmentation(settings, task.augmented_inputs, task.tokenizer, examples))
+        except UserError as error:
+            raise UserError(f"{recipe.place('augmentation', index)}: {error}") from error
+    changes = tuple(values_of("augmentation", True, ticks))
+    return AugmentedTraining(tuple(built), recipe.seed, changes) if built else None
+
+
+def build_objectives(
+    recipe: Recipe, ticks: list[Tick], task: Any, model: keras.Model, stream: BatchStream, step: keras.Variable
+) -> PhasedObjective:
+    """What is minimised in each phase of the training.
+
+    Raises:
+        UserError: an objective does not fit the model or its input.
+    """
+    settings = recipe.training
+    inputs = {name: spec.dtype for name, spec in stream.dataset().element_spec[0].items()}
+    check_objective(settings.objective, model, inputs, recipe.place("training", "objective"))
+    for tick in ticks:
+        if tick.settings.objective is not None:
+            check_objective(tick.settings.objective, model, inputs, f"{tick.place}.objective")
+    objectives = values_of("objective", settings.objective, ticks)
+    smoothings = values_of("label_smoothing", settings.label_smoothing, ticks)
+    phases = []
+    for first in sorted({first for first, _ in (*objectives, *smoothings)}):
+        objective, smoothing = (
+            next(value for start, value in reversed(values) if start <= first) for values in (objectives, smoothings)
+        )
+        phases.append((first, build_objective(objective, task, smoothing, recipe.seed, step)))
+    return PhasedObjective(phases)
+
+
+def check_splits(recipe: Recipe, stream: BatchStream) -> None:
+    """Compares what a batch is split into and what is accumulated with the batches that there are.
+
+    Raises:
+        UserError: every batch has fewer examples than parts, or an epoch fewer batches than a step shall take.
+    """
+    batches, settings = stream.batches(0), recipe.training
+    examples, parts = max(map(len, batches)), stream.num_replicas * settings.micro_batches
+    if parts > examples and (settings.micro_batches > 1 or settings.num_replicas):
+        raise UserError(
+            f"{recipe.place('training', 'micro_batches')}: {settings.micro_batches} on each of {stream.num_replicas} "
+            f"replicas are {parts} parts of a batch, which has at most {examples} examples; take fewer"
+        )
+    wanted = {("training",): settings.accumulate_batches}
+    wanted |= {("ticks", index): tick.accumulate_batches or 1 for index, tick in enumerate(recipe.ticks)}
+    for keys, number in wanted.items():
+        if number > len(batches):
+            place = recipe.place(*keys, "accumulate_batches")
+            raise UserError(f"{place}: {number} is more than the {len(batches)} batches of an epoch; lower it")
 
 
 def misfit(recipe: Recipe, section: str, error: UserError) -> UserError:

@@ -11,6 +11,8 @@ import pytest
 # are free as long as they form no circle.
 LEVELS = {
     "errors": 0,
+    "cluster": 0,
+    "meeting": 0,
     "environment": 0,
     "settings": 0,
     "terminal": 0,
@@ -30,6 +32,8 @@ LEVELS = {
     "evaluation": 4,
     "trained_run": 4,
     "training_run": 4,
+    "pretrained": 4,
+    "incident_report": 4,
     "serving": 4,
     "stages": 5,
     "cli": 6,

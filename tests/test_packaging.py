@@ -52,7 +52,9 @@ def test_the_wheel_holds_the_package_and_the_recipes(repository, wheel):
 
 
 def test_every_import_is_a_declared_requirement(repository, setup):
-    declared = {requirement_name(line) for line in setup["options"]["install_requires"].split("\n") if line.strip()}
+    extras = [lines for extra, lines in setup["options.extras_require"].items() if extra != "test"]
+    lines = "\n".join([setup["options"]["install_requires"], *extras]).split("\n")
+    declared = {requirement_name(line) for line in lines if line.strip()}
     of_module = importlib.metadata.packages_distributions()
     text = "\n".join(path.read_text("utf-8") for path in (repository / "kerasllm").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE)) - {"kerasllm"}

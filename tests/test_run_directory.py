@@ -2,11 +2,18 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 
 from kerasllm.errors import UserError
-from kerasllm.run_directory import RunDirectory, atomic_directory, atomic_write_text, sha256_of_file
+from kerasllm.run_directory import (
+    RunDirectory,
+    atomic_directory,
+    atomic_write_text,
+    remove_leftovers,
+    sha256_of_file,
+)
 
 
 def full_disk(*_arguments, **_options):
@@ -17,7 +24,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "recipe.yaml"
     atomic_write_text(path, "Grüße\n")
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=r"recipe\.yaml: cannot be written: No space left on device; free some space"):
+    message = r"recipe\.yaml: cannot be written: No space left on device \(0\.0 MB needed, [\d.,]+ MB were free\); free"
+    with pytest.raises(UserError, match=message):
         atomic_write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "Grüße\n"
     assert os.listdir(tmp_path) == ["recipe.yaml"]
@@ -108,6 +116,78 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
     assert run.read_metrics() == [{"step": 1, "text": "Grüße"}]
     run.append_metrics({"step": 2})
     assert run.read_metrics() == [{"step": 1, "text": "Grüße"}, {"step": 2}]
+
+
+def test_metrics_after_the_step_that_a_run_goes_on_from_are_cut(tmp_path):
+    """Otherwise they would be there twice. Lines that stay keep their bytes."""
+    run = RunDirectory(tmp_path)
+    run.cut_metrics(0)
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "text": "Grüße"})
+    before = run.metrics_path.read_bytes()
+    run.cut_metrics(3)
+    assert run.metrics_path.read_bytes() == before
+    with open(run.metrics_path, "a") as file:
+        file.write('{"step": 1')
+    run.cut_metrics(2)
+    assert run.metrics_path.read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
+    run.cut_metrics(0)
+    assert run.metrics_path.read_bytes() == b""
+
+
+def test_what_is_replaced_gives_way_at_the_end(tmp_path):
+    target = tmp_path / "chosen"
+    for content in ("old", "new"):
+        with atomic_directory(target, replace=True) as directory:
+            (directory / "file").write_text(content)
+            assert content == "old" or (target / "file").read_text() == "old"
+    assert (target / "file").read_text() == "new"
+    assert os.listdir(tmp_path) == ["chosen"]
+
+
+def test_leftovers_of_killed_processes_and_nothing_else(tmp_path):
+    with atomic_directory(tmp_path / "3") as directory:
+        (directory / "inside").mkdir()
+        shutil.copytree(directory, tmp_path / directory.name.replace("3", "4"))
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / directory.name).write_text("a file of the same kind")
+    kept = [".hidden", ".notes.tmp", "a.1-12345678.tmp"]
+    for name in kept:
+        (tmp_path / name).write_text("of the person")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*kept, "3", "inside", "deep"])
+
+
+def test_a_full_disk_behind_the_error_of_a_library(tmp_path):
+    """A zip file that cannot be closed, say, after a write to it has failed."""
+
+    def write():
+        try:
+            full_disk()
+        finally:
+            raise ValueError("can't close while there is an open handle")
+
+    with pytest.raises(UserError, match=r"/3: .* \(2\.5 MB needed, "), atomic_directory(tmp_path / "3", 2_500_000):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_fingerprints_follow_the_content(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.fingerprints() == {"recipe": None, "tokenizer": None, "data": None}
+    run.tokenizer_path.mkdir()
+    run.recipe_path.write_text("name: x")
+    (run.tokenizer_path / "a").write_text("1")
+    run.write_manifest(prepared="abc")
+    first = run.fingerprints()
+    assert first["data"] == "abc"
+    assert first == RunDirectory(tmp_path).fingerprints()
+    (run.tokenizer_path / "a").rename(run.tokenizer_path / "b")
+    run.write_manifest(finished={})
+    second = run.fingerprints()
+    assert [name for name in first if first[name] != second[name]] == ["tokenizer"]
+    run.recipe_path.write_text("name: y")
+    assert run.fingerprints()["recipe"] != second["recipe"]
 
 
 def test_a_run_exists_once_its_recipe_is_written(tmp_path):

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kerasllm.data.augmentation import AugmentedTraining
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.store import Examples, RaggedArray
 from kerasllm.errors import UserError
@@ -119,7 +120,8 @@ class BatchStream:
     """The training batches of a run, from any optimizer step on.
 
     The batches of one optimizer step are handed out as R consecutive elements, for a strategy that gives each of its R
-    replicas one of them. An element is a tuple of micro-batches, `accumulation.greatest * micro_batches` of them: each
+    replicas one of them; where several processes share the work, each makes the elements of its own replicas. An
+    element is a tuple of micro-batches, `accumulation.greatest * micro_batches` of them: each
     planned batch of the step gives every replica `micro_batches` parts. A part is filled up to its own longest row;
     one without an example, and those that a short last step of an epoch lacks, are one row of nothing but padding.
 
@@ -132,6 +134,7 @@ class BatchStream:
 
     Attributes:
         accumulation: planned batches of each step; can be set before the first step is asked for.
+        augmentation: changes what `dataset` gives, never what `parts` gives for evaluation; None changes nothing.
 
     Raises:
         UserError: every example is too long.
@@ -147,6 +150,7 @@ class BatchStream:
     ) -> None:
         self.num_replicas, self.micro_batches = num_replicas, micro_batches
         self.accumulation = Accumulation()
+        self.augmentation: AugmentedTraining | None = None
         self.examples, self._features = examples, examples.features
         self._position = (0, 0, 0)
         fits = examples.lengths.max(axis=1) <= settings.max_sequence_length
@@ -194,41 +198,78 @@ class BatchStream:
 
     def rows_of_step(self, epoch: int, step_in_epoch: int, first_step: int) -> np.ndarray:
         """The row numbers of all examples of a step; the arguments are those of `seek`."""
+        return np.concatenate(self._window(epoch, step_in_epoch, first_step))
+
+    def elements_of_step(
+        self, epoch: int, step_in_epoch: int, first_step: int
+    ) -> list[tuple[dict[str, np.ndarray], ...]]:
+        """The R elements of a step, as `dataset` gives them; the arguments are those of `seek`."""
+        window = self._window(epoch, step_in_epoch, first_step)
+        return list(self._elements(window, epoch, first_step + step_in_epoch, range(self.num_replicas)))
+
+    def _window(self, epoch: int, step_in_epoch: int, first_step: int) -> list[np.ndarray]:
+        """The planned batches of a step."""
         batches = self.batches(epoch)
-        return np.concatenate(batches[self.accumulation.windows(len(batches), first_step)[step_in_epoch]])
+        return batches[self.accumulation.windows(len(batches), first_step)[step_in_epoch]]
 
     def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""
+        return self._split(pad_batch(self._features, rows), rows, range(self.num_replicas))
+
+    def _split(self, batch: dict[str, np.ndarray], rows: np.ndarray, replicas: range) -> list[dict[str, np.ndarray]]:
+        """The parts of some replicas; those of the others are not made."""
+        parts = np.array_split(np.arange(len(rows)), self.num_replicas * self.micro_batches)
+        mine = parts[replicas.start * self.micro_batches : replicas.stop * self.micro_batches]
         return [
-            pad_batch(self._features, part) if len(part) else self._nothing(rows)
-            for part in np.array_split(rows, self.num_replicas * self.micro_batches)
+            self._cut(batch, rows, part[0], part[-1] + 1) if len(part) else self._nothing(batch, rows) for part in mine
         ]
 
-    def _nothing(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.zeros_like(array) for name, array in pad_batch(self._features, rows[:1]).items()}
+    def _cut(self, batch: dict[str, np.ndarray], rows: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Some examples of a batch, without the columns that are padding in all of them."""
+        longest = self.examples.lengths[rows[start:stop]].max(axis=0)
+        return {name: batch[name][start:stop, :end] for name, end in zip(self._features, longest, strict=True)}
 
-    def _elements(self, window: list[np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
-        """The planned batches of one step as an element for each replica."""
-        parts = [self.parts(rows) for rows in window]
+    def _nothing(self, batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.zeros_like(array) for name, array in self._cut(batch, rows, 0, 1).items()}
+
+    def _elements(
+        self, window: list[np.ndarray], epoch: int, step: int, replicas: range
+    ) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+        """The planned batches of the step after `step` optimizer steps, as an element for each of the replicas."""
+        batches = [pad_batch(self._features, rows) for rows in window]
+        if self.augmentation is not None:
+            batches = [self.augmentation(batch, rows, epoch, step) for batch, rows in zip(batches, window, strict=True)]
+        parts = [self._split(batch, rows, replicas) for batch, rows in zip(batches, window, strict=True)]
         missing = (self.accumulation.greatest - len(window)) * self.micro_batches
-        nothing = (self._nothing(window[0]),) * missing
-        for replica in range(self.num_replicas):
+        nothing = (self._nothing(batches[0], window[0]),) * missing
+        for replica in range(len(replicas)):
             mine = slice(replica * self.micro_batches, (replica + 1) * self.micro_batches)
             yield tuple(part for batch in parts for part in batch[mine]) + nothing
 
-    def _generate(self) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+    def _generate(self, replicas: range) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
         first_epoch, step_in_epoch, step = self._position
         for epoch in count(first_epoch):
             batches = self.batches(epoch)
             windows = self.accumulation.windows(len(batches), step)
+            for number, window in enumerate(windows):
+                if epoch > first_epoch or number >= step_in_epoch:
+                    yield from self._elements(batches[window], epoch, step + number, replicas)
             step += len(windows)
-            for window in windows[step_in_epoch if epoch == first_epoch else 0 :]:
-                yield from self._elements(batches[window])
 
-    def dataset(self) -> "tf.data.Dataset":
-        """Elements without end, features [B, T], made ahead of use; starts where `seek` said before `iter`."""
+    def dataset(self, process: int = 0, num_processes: int = 1) -> "tf.data.Dataset":
+        """Elements without end, features [B, T], made ahead of use; starts where `seek` said before `iter`.
+
+        Args:
+            process: which of the processes that share the work this is; each has as many replicas, the first ones in
+                the first process.
+            num_processes: how many there are.
+        """
         import tensorflow as tf
 
+        share = self.num_replicas // num_processes
+        replicas = range(process * share, (process + 1) * share)
         part = {name: tf.TensorSpec([None, None], dtype) for name, dtype in self.feature_types.items()}
         signature = (part,) * (self.accumulation.greatest * self.micro_batches)
-        return tf.data.Dataset.from_generator(self._generate, output_signature=signature).prefetch(4)
+        elements = tf.data.Dataset.from_generator(partial(self._generate, replicas), output_signature=signature)
+        # Said to be endless: workers would otherwise ask each other before every step whether there is one more.
+        return elements.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(4)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasllm.data.cleaning import Cleaner, CleaningReport, format_report
+from kerasllm.data.published import fingerprint
 from kerasllm.data.settings import (
     BuiltInSettings,
     CleaningSettings,
@@ -60,6 +61,8 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
         "encoding": recipe.task_class.encoding_settings(recipe),
         "source": source_fingerprint(recipe.data, data_dir),
     }
+    if recipe.tokenizer.vocabulary is not None:
+        parts["vocabulary"] = fingerprint(recipe.tokenizer.vocabulary, data_dir)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
@@ -90,9 +93,7 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _write_texts(
-    directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None
-) -> CleaningReport:
+def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
     data, cleaner = recipe.data, Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
     for split in reversed(data.splits):
@@ -119,7 +120,11 @@ def _sample(texts: list[RaggedTexts], max_texts: int) -> Iterator[str]:
 
 
 def _train_tokenizer(
-    directory: Path, cleaning: CleaningSettings, settings: TokenizerSettings, fields: Sequence[str]
+    directory: Path,
+    cleaning: CleaningSettings,
+    settings: TokenizerSettings,
+    fields: Sequence[str],
+    data_dir: Path | None,
 ) -> "Tokenizer":
     from kerasllm.data.tokenizers import train_tokenizer
 
@@ -131,7 +136,7 @@ def _train_tokenizer(
     texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
-        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER)
+        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir)
 
 
 def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
@@ -152,20 +157,18 @@ def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
     return labels
 
 
-def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str]) -> Vocabulary:
+def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> Vocabulary:
     """The tokenizer and the labels of the training split, as far as the task needs them."""
     task_class, tokenizer, labels = recipe.task_class, None, ()
     if task_class.label_field in fields:
         labels = _learn_labels(directory, recipe)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts:
-        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts)
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)
     return Vocabulary(tokenizer, labels)
 
 
-def _write_features(
-    directory: Path, split: str, fields: Sequence[str], task: Any
-) -> dict[str, str]:
+def _write_features(directory: Path, split: str, fields: Sequence[str], task: Any) -> dict[str, str]:
     """Turn the stored texts of a split into features and store these; returns their names and types."""
     import tensorflow as tf
 
@@ -188,7 +191,7 @@ def _write_prepared(directory: Path, recipe: Recipe, data_dir: Path | None) -> N
     data, fields = recipe.data, find_fields(recipe.data, recipe.task_class)
     report = _write_texts(directory, recipe, fields, data_dir)
     load_tensorflow()
-    vocabulary = _learn_vocabulary(directory, recipe, fields)
+    vocabulary = _learn_vocabulary(directory, recipe, fields, data_dir)
     task = recipe.task_class(recipe, vocabulary)
     for split in data.splits:
         features = _write_features(directory, split, fields, task)
@@ -221,6 +224,11 @@ def prepare_data(recipe: Recipe, data_dir: Path | str | None = None) -> Prepared
     directory = cache_directory() / preparation_key(recipe, data_dir)
     is_new = not directory.exists()
     if is_new:
-        with atomic_directory(directory) as unfinished:
-            _write_prepared(unfinished, recipe, data_dir)
+        try:
+            with atomic_directory(directory) as unfinished:
+                _write_prepared(unfinished, recipe, data_dir)
+        except UserError:
+            if not directory.exists():
+                raise
+            # Another process has prepared the same meanwhile; its files are as good.
     return Prepared(directory, from_cache=not is_new)

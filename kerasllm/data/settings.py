@@ -1,4 +1,4 @@
-"""What a recipe can say in its sections `data`, `cleaning`, `tokenizer` and `batching`. Loads no TensorFlow."""
+"""What a recipe can say of its data: `data`, `cleaning`, `tokenizer`, `batching`, `augmentation`. No TensorFlow."""
 
 from typing import Annotated, Any, Literal
 
@@ -164,25 +164,36 @@ class CleaningSettings(Settings):
 
 
 class TokenizerSettings(Settings):
-    """How text becomes token ids. The vocabulary is learnt by `prepare` from the training split alone."""
+    """How text becomes token ids. The vocabulary is learnt by `prepare` from the training split, or a published one."""
 
-    kind: Literal["subwords", "words", "characters"] = "subwords"
+    kind: Literal["subwords", "words", "characters", "wordpiece"] = "subwords"
+    """`wordpiece` is what BERT reads: it normalises texts by itself, whatever `cleaning` says."""
+    vocabulary: str | None = None
+    """For wordpiece only: a file with one token a line, or a directory in the layout of Hugging Face (both relative to
+    the data directory), `hf:OWNER/NAME` or `preset:NAME`; null learns it. All but the file say by themselves whether to
+    lower case, strip accents and split Chinese."""
     max_vocabulary_size: int = Field(default=8000, ge=8)
-    """Number of ids, the four special tokens included; a small corpus may give fewer."""
+    """Number of ids, the special tokens included, if the vocabulary is learnt; a small corpus may give fewer."""
     model: Literal["unigram", "bpe"] = "unigram"
     """The SentencePiece algorithm; for subwords only."""
     character_coverage: float = Field(default=1.0, gt=0.9, le=1.0)
     """Share of the characters in the corpus that subwords must cover; for subwords only."""
     lowercase: bool = False
+    strip_accents: bool | None = None
+    """Leave accents out; null: if texts are turned to lower case. For wordpiece only."""
+    split_chinese: bool = True
+    """Make each Chinese character a word. For wordpiece only."""
     max_training_sentences: int = Field(default=1_000_000, ge=1)
     """Texts that the vocabulary is learnt from, spread evenly over the corpus; bounds the memory of `prepare`."""
 
     @model_validator(mode="after")
     def _check_subword_options(self) -> "TokenizerSettings":
-        for key in ("model", "character_coverage"):
+        keys = {"model": "subwords", "character_coverage": "subwords"}
+        keys |= dict.fromkeys(("vocabulary", "strip_accents", "split_chinese"), "wordpiece")
+        for key, kind in keys.items():
             # Compared with the default, because the recipe that a run keeps has every default written out.
-            if self.kind != "subwords" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"'{key}' is for kind: subwords only")
+            if self.kind != kind and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"'{key}' is for kind: {kind} only")
         return self
 
 
@@ -214,3 +225,33 @@ class BatchingSettings(Settings):
                 f"max_sequence_length {self.max_sequence_length} exceeds tokens_per_batch {self.tokens_per_batch}"
             )
         return self
+
+
+class TokenDropoutSettings(Settings):
+    """Tokens that the model reads, in sequences that it does not have to write, become the unknown token."""
+
+    name: Literal["token_dropout"]
+    rate: float = Field(gt=0, lt=1)
+    """Probability of each token; special tokens and padding stay."""
+
+
+class ShiftSettings(Settings):
+    """Square images move up or down, and left or right."""
+
+    name: Literal["shift"]
+    pixels: int = Field(ge=1)
+    """Greatest way in each direction; what comes in is 0."""
+
+
+class CutoutSettings(Settings):
+    """A square of each image becomes 0."""
+
+    name: Literal["cutout"]
+    size: int = Field(ge=1)
+    """Side of the square, in pixels; its centre is any pixel, so that part of it may lie outside."""
+
+
+AugmentationSettings = Annotated[
+    TokenDropoutSettings | ShiftSettings | CutoutSettings,
+    Field(discriminator="name"),
+]

@@ -1,5 +1,6 @@
 """Prepared examples on disk: ragged arrays that are written by appending and read through a memory map."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -229,6 +230,14 @@ class Prepared:
     def report(self) -> dict:
         """What cleaning kept and dropped by split, see `cleaning.SplitReport` and `format_report`."""
         return self.manifest["cleaning"]
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of all features, hexadecimal: equal where every example was prepared to the same numbers."""
+        digest = hashlib.sha256()
+        for file in sorted(self.directory.glob("*/feature.*.json")):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
 
     def examples(self, split: str) -> Examples:
         """Open a split. Raises `UserError` for one that was not prepared, and for damaged files."""

@@ -14,7 +14,9 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from kerasllm.data.published import Vocabulary, read_vocabulary
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
+from kerasllm.data.wordpiece import CONTINUATION, UNKNOWN_TOKEN, Wordpiece, learn_vocabulary
 from kerasllm.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -124,6 +126,42 @@ class ListTokenizer(Tokenizer):
         return tf.strings.reduce_join(tokens, axis=1, separator=self._separator)
 
 
+class WordpieceTokenizer(Tokenizer):
+    """BERT's: words, and pieces of the rarer ones. Starts and ends of texts are `[CLS]` and `[SEP]`.
+
+    Its ids are those of the vocabulary, and it normalises as BERT does, whatever cleaning did: see `Wordpiece`.
+
+    Args:
+        vocabulary: tokens, `[PAD]` first, and how texts are normalised.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(len(vocabulary.tokens), {})
+        self.vocabulary = vocabulary
+        ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+        self.unknown_id, self.start_id, self.end_id = ids[UNKNOWN_TOKEN], ids["[CLS]"], ids["[SEP]"]
+        self.mask_id = ids["[MASK]"]
+        self._wordpiece = Wordpiece(vocabulary.tokens, **vocabulary.normalization())
+        shown = [UNKNOWN_TEXT if token == UNKNOWN_TOKEN else token for token in vocabulary.tokens]
+        self._entries = tf.constant(shown)
+
+    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        return self._wordpiece.tokenize(texts)
+
+    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """string [B] -> int32 [B, None] three times: ids, and where in its text each token begins and ends.
+
+        Begin and end count the characters (Unicode code points) of the text as it was given; the end is the one after
+        the last, so that `tf.strings.substr(text, begin, end - begin, unit="UTF8_CHAR")` is what the token stands for.
+        """
+        return self._wordpiece.tokenize_with_offsets(texts)
+
+    def _detokenize(self, token_ids: tf.RaggedTensor) -> tf.Tensor:
+        tokens = token_ids.with_flat_values(tf.gather(self._entries, token_ids.flat_values))
+        joined = tf.strings.reduce_join(tokens, axis=1, separator=" ")
+        return tf.strings.regex_replace(joined, f" {CONTINUATION}", "")
+
+
 _SPLIT: dict[str, Callable[[tf.Tensor], tf.RaggedTensor]] = {
     "words": lambda texts: tf.strings.split(texts),
     "characters": lambda texts: tf.strings.unicode_split(texts, "UTF-8"),
@@ -223,6 +261,14 @@ def _choose_entries(settings: TokenizerSettings, counts: Counter[bytes]) -> byte
     return json.dumps([entry.decode("utf-8") for entry in entries], ensure_ascii=False).encode("utf-8")
 
 
+def _find_wordpieces(settings: TokenizerSettings, texts: Iterable[str], data_dir: Path | None) -> Vocabulary:
+    """The published vocabulary that the settings name, or the one that is learnt from the texts."""
+    rules = Vocabulary((), settings.lowercase, settings.strip_accents, settings.split_chinese).normalization()
+    if settings.vocabulary is None:
+        return Vocabulary(learn_vocabulary(texts, settings.max_vocabulary_size, rules), **rules)
+    return read_vocabulary(settings.vocabulary, data_dir, rules)
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Load what `train_tokenizer` wrote.
 
@@ -236,26 +282,40 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{directory}: holds no readable tokenizer ({error}); run prepare again") from error
     if hashlib.sha256(vocabulary).hexdigest() != description["sha256"]:
         raise UserError(f"{directory / description['file']}: does not match its checksum; run prepare again")
+    if description["kind"] == "wordpiece":
+        return WordpieceTokenizer(read_vocabulary(str(directory)))
     if description["kind"] == "subwords":
         return SubwordTokenizer(vocabulary, description["normalization"])
     return ListTokenizer(description["kind"], json.loads(vocabulary), description["normalization"])
 
 
 def train_tokenizer(
-    settings: TokenizerSettings, cleaning: CleaningSettings, texts: Iterable[str], directory: Path
+    settings: TokenizerSettings,
+    cleaning: CleaningSettings,
+    texts: Iterable[str],
+    directory: Path,
+    data_dir: Path | None = None,
 ) -> Tokenizer:
-    """Learn a vocabulary, write it with its description to `directory`, and load it.
+    """Learn a vocabulary, or take a published one, write it with its description to `directory`, and load it.
 
     Args:
         cleaning: how the texts were normalised, to be repeated in the graph.
-        texts: all of them are used; the caller bounds their number.
+        texts: all of them are used, but for a published vocabulary; the caller bounds their number.
+        data_dir: what the path of a published vocabulary is relative to.
+
+    Raises:
+        UserError: see `read_vocabulary` and the functions that learn.
     """
     normalization = {
         "normalize_unicode": cleaning.normalize_unicode,
         "collapse_spaces": cleaning.collapse_spaces,
         "lowercase": settings.lowercase,
     }
-    if settings.kind == "subwords":
+    if settings.kind == "wordpiece":
+        published = _find_wordpieces(settings, texts, data_dir)
+        file, vocabulary = "vocab.txt", "".join(f"{token}\n" for token in published.tokens).encode("utf-8")
+        normalization = published.normalization()
+    elif settings.kind == "subwords":
         counts = _count_tokens(texts, "words", normalization)
         file, vocabulary = "subwords.model", _train_subwords(settings, counts, cleaning.collapse_spaces)
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kerasllm.errors import UserError, did_you_mean
-from kerasllm.run_directory import sha256_of_file
+from kerasllm.run_directory import atomic_directory, atomic_write_bytes, sha256_of_file
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -77,9 +77,10 @@ def vocabulary_hashes(directory: Path) -> dict[str, str]:
 def copy_vocabulary(source: Path, target: Path) -> None:
     """Copies what `load_vocabulary` reads from a prepared directory into a run."""
     if (source / TOKENIZER).exists():
-        shutil.copytree(source / TOKENIZER, target / TOKENIZER, dirs_exist_ok=True)
+        with atomic_directory(target / TOKENIZER, replace=True) as unfinished:
+            shutil.copytree(source / TOKENIZER, unfinished, dirs_exist_ok=True)
     if (source / LABELS).exists():
-        shutil.copyfile(source / LABELS, target / LABELS)
+        atomic_write_bytes(target / LABELS, (source / LABELS).read_bytes())
 
 
 def load_vocabulary(directory: Path) -> Vocabulary:

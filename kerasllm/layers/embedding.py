@@ -138,7 +138,8 @@ class SegmentEmbedding(keras.layers.Layer):
             return table[0]
         # A product: the gradient of a lookup would add all positions to the same few rows one after the other.
         chosen = tf.one_hot(tf.reshape(segment_ids, [-1]), self.num_segments, dtype=table.dtype)  # [B * T, G]
-        return tf.reshape(product(chosen, tf.transpose(table)), tf.concat([tf.shape(segment_ids), [self.hidden_dim]], axis=0))
+        vectors = product(chosen, tf.transpose(table))
+        return tf.reshape(vectors, tf.concat([tf.shape(segment_ids), [self.hidden_dim]], axis=0))
 
 
 def sinusoidal_table(max_sequence_length: int, hidden_dim: int) -> np.ndarray:

@@ -1,13 +1,33 @@
-"""Layer normalization with a short gradient."""
+"""Layer normalization with a short gradient, and a gate that can blend it in while a model trains."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import keras
 import tensorflow as tf
 
+_GATED: ContextVar[Sequence[str]] = ContextVar("gated layers", default=())
+
+
+@contextmanager
+def gated_normalization(patterns: Sequence[str]) -> Iterator[None]:
+    """Layers built in the block have a gate where one of the regular expressions is found in their path."""
+    token = _GATED.set(patterns)
+    try:
+        yield
+    finally:
+        _GATED.reset(token)
+
 
 class LayerNormalization(keras.layers.Layer):
     r"""$y = \gamma\, (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$ over the last axis.
+
+    A layer that was built in `gated_normalization` blends its input in: $(1 - g)\, x + g\, y$ with its gate g, which is
+    a weight that is not trained. It is the identity at g = 0 and the plain layer at g = 1.
 
     Args:
         epsilon: added to the variance.
@@ -20,14 +40,23 @@ class LayerNormalization(keras.layers.Layer):
     def __init__(self, epsilon: float = 1e-6, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.epsilon = epsilon
+        self.normalization_gate: keras.Variable | None = None
 
     def build(self, input_shape):
         self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones")
         self.offset = self.add_weight(name="offset", shape=(input_shape[-1],), initializer="zeros")
+        if any(re.search(pattern, self.path) for pattern in _GATED.get()):
+            self.normalization_gate = self.add_weight(
+                name="gate", shape=(), initializer="ones", trainable=False, aggregation="only_first_replica"
+            )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """x: [..., D] -> [..., D]."""
-        return normalize(x, tf.convert_to_tensor(self.scale), tf.convert_to_tensor(self.offset), self.epsilon)
+        normal = normalize(x, tf.convert_to_tensor(self.scale), tf.convert_to_tensor(self.offset), self.epsilon)
+        if self.normalization_gate is None:
+            return normal
+        gate = tf.convert_to_tensor(self.normalization_gate)
+        return (1.0 - gate) * x + gate * normal
 
 
 def normalize(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> tf.Tensor:

@@ -11,6 +11,7 @@ from kerasllm.layers.embedding import PositionEmbedding, SegmentEmbedding, Token
 from kerasllm.layers.normalization import LayerNormalization
 from kerasllm.layers.projection import Projection, truncated_normal
 from kerasllm.layers.transformer import TransformerBlock
+from kerasllm.models.settings import BertSettings
 
 
 class Bert(keras.Model):
@@ -55,6 +56,19 @@ class Bert(keras.Model):
         super().__init__(**kwargs)
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.max_sequence_length = max_sequence_length
+        self.settings = BertSettings(
+            num_layers=num_layers,
+            num_heads=num_heads,
+            hidden_dim=hidden_dim,
+            intermediate_dim=intermediate_dim,
+            max_sequence_length=max_sequence_length,
+            num_segments=num_segments,
+            activation=activation,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            epsilon=epsilon,
+            initializer_stddev=initializer_stddev,
+        )
         stddev = initializer_stddev
         self.embedding = TokenEmbedding(vocabulary_size, hidden_dim, stddev, name="embedding")
         self.positions = PositionEmbedding(max_sequence_length, hidden_dim, "learned", stddev, name="positions")

@@ -1,6 +1,6 @@
 """What a recipe can say in its section `model`, one class per architecture. Loads no TensorFlow."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,19 @@ class BertSettings(Settings):
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}")
         return self
+
+
+class PretrainedBertSettings(BertSettings):
+    """A `Bert` that may begin with published weights."""
+
+    pretrained: str | None = None
+    """A directory in the layout of Hugging Face (relative to the data directory), `hf:OWNER/NAME` or `preset:NAME`. The
+    numbers are then those of its config, and the tokenizer is its own. null begins at random."""
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What `Bert` takes besides the size of the vocabulary."""
+        return self.model_dump(exclude={"pretrained"})
 
 
 class MultilayerPerceptronSettings(Settings):

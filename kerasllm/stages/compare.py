@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kerasllm.cluster import read_cluster
 from kerasllm.comparison import (
     Outcome,
     Target,
@@ -28,6 +29,7 @@ from kerasllm.comparison import (
 from kerasllm.data.preparation import prepare_data
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
+from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.settings import LOWER_IS_BETTER
@@ -64,10 +66,12 @@ def compare(
         and where `picture`, `csv` and `logs` lie.
 
     Raises:
-        UserError: a key or value is wrong, or a trial that is there was made by another recipe; both before anything
-            is written. Or every trial failed.
+        UserError: TF_CONFIG names several machines, a key or value is wrong, or a trial that is there was made by
+            another recipe; all before anything is written. Or every trial failed.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the running trials are saved.
     """
+    if read_cluster() is not None:
+        raise UserError("compare runs on one machine; unset TF_CONFIG")
     directory = Path(run_dir)
     base = load_recipe(recipe, overrides)
     wanted = read_target(target, base) if target else None
@@ -103,7 +107,7 @@ def prepare_all(trials: Sequence[Trial], data_dir: Path | str | None) -> None:
     Raises:
         UserError: bad input.
     """
-    recipes = [trial.recipe for trial in trials]
+    recipes = [complete_recipe(trial.recipe, data_dir) for trial in trials]
 
     def read_of(recipe: Recipe) -> list[Any]:
         return [*(recipe.dump()[part] for part in PREPARED_FROM), recipe.task_class.encoding_settings(recipe)]

@@ -226,6 +226,36 @@ def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
     }
 
 
+def export_huggingface(run_dir: Path | str, to: Path | str) -> dict[str, Any]:
+    """Write the model of a run as a directory that `transformers` loads, and read it back.
+
+    Args:
+        run_dir: the run directory, of a task with a `Bert` that reads WordPiece.
+        to: a directory that does not exist yet.
+
+    Returns:
+        `path`, `bytes`, `architecture` and `num_tensors`.
+
+    Raises:
+        UserError: the run cannot be loaded, Hugging Face has no such model, the directory exists or cannot be written.
+    """
+    from kerasllm.models.published.bert import published_of, read_published, write_huggingface
+
+    run, target = load_run(run_dir), Path(to)
+    architecture, heads, labels = run.task.published_form()
+    vocabulary = getattr(run.task.tokenizer, "vocabulary", None)
+    if vocabulary is None:
+        raise UserError(f"{run_dir}: has a tokenizer of kind {run.recipe.tokenizer.kind}, and BERT's is wordpiece")
+    write_huggingface(run.model, vocabulary, target, architecture, heads, labels)
+    written, expected = read_published(str(target.absolute())).tensors, published_of(run.model, "", heads).tensors
+    different = [name for name in expected if not np.array_equal(written.get(name), expected[name])]
+    if different:
+        raise UserError(f"{target}: {different[0]} reads back as something else; remove the directory")
+    size = sum(path.stat().st_size for path in target.iterdir())
+    say(f"export: {target} reads back the same ({architecture}, {size / 1e6:.1f} MB)")
+    return {"path": str(target), "bytes": size, "architecture": architecture, "num_tensors": len(written)}
+
+
 def export(run_dir: Path | str, to: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Publish the model of a run as the next version of `to`, after a fresh process gave the same answers.
 

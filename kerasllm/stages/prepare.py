@@ -6,6 +6,7 @@ from typing import Any
 
 from kerasllm.data.cleaning import format_report
 from kerasllm.data.preparation import prepare_data
+from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe
 from kerasllm.terminal import say
 
@@ -21,7 +22,7 @@ def prepare(recipe: Recipe, data_dir: Path | str | None = None) -> dict[str, Any
         UserError: bad input, see `prepare_data`, or damaged files in the cache.
     """
     started = time.monotonic()
-    prepared = prepare_data(recipe, data_dir)
+    prepared = prepare_data(complete_recipe(recipe, data_dir), data_dir)
     num_cut = {split: prepared.examples(split).num_cut for split in prepared.splits}
     say(format_report(prepared.report))
     for split, number in num_cut.items():

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 
 import kerasllm
+from kerasllm.cluster import (
+    from_chief,
+    is_alone,
+    is_chief,
+    join_cluster,
+    lost_workers_named,
+    read_cluster,
+    wait_until_visible,
+)
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Examples, Prepared
-from kerasllm.data.vocabulary import copy_vocabulary
+from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.evaluation import png_of
+from kerasllm.incident_report import describe_step
+from kerasllm.pretrained import complete_recipe, load_published
 from kerasllm.recipe import Recipe, load_recipe
-from kerasllm.run_directory import RunDirectory, atomic_write_text
-from kerasllm.terminal import progress, say, show_table
-from kerasllm.training.callbacks import Evaluation, FiniteCheck, Saving, StepLog, score_of
+from kerasllm.run_directory import (
+    RunDirectory,
+    atomic_write_text,
+    naming_the_target,
+    remove_leftovers,
+)
+from kerasllm.terminal import be_quiet, progress, say, show_table
+from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import average, write_variables
+from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
 
 NUM_SAMPLES = 8
+LOG_QUEUE = 1000
+"""Events that wait in memory until TensorBoard's file is written, at the latest after two minutes or by a save."""
+VERSIONS = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
 
 
 def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
@@ -47,20 +68,60 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
         UserError: the run was made by another recipe, its data has changed, or the recipe does not fit the data.
         KeyboardInterrupt: training was stopped by Ctrl-C or SIGTERM, and is saved.
     """
-    directory = RunDirectory(run_dir)
+    directory, cluster = RunDirectory(run_dir), read_cluster()
     check_recipe(recipe)
+    recipe = complete_recipe(recipe, data_dir)
     check_run(directory, recipe)
-    strategy = build_strategy(recipe.training.num_replicas)  # before TensorFlow runs anything: it fixes the devices
-    prepared = prepare_data(recipe, data_dir)
+    replicas = recipe.training.num_replicas
+    # Before TensorFlow runs anything: it fixes the devices.
+    strategy = join_cluster(cluster, replicas, fingerprints(recipe)) if cluster else build_strategy(replicas)
+    if not is_chief(strategy):
+        be_quiet()
+    with lost_workers_named(strategy):
+        return train_with(strategy, directory, recipe, data_dir)
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """What must be the same on all workers, besides their data."""
+    digest = hashlib.sha256(recipe.to_yaml().encode("utf-8")).hexdigest()
+    return {"version": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()), "recipe": digest[:12]}
+
+
+def train_with(
+    strategy: tf.distribute.Strategy, directory: RunDirectory, recipe: Recipe, data_dir: Path | str | None
+) -> dict[str, Any]:
+    """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
+    prepared = prepare_on_all(strategy, recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
-    begin_run(directory, recipe, prepared)
-    finished = read_manifest(directory).get("finished")
+    from_chief(strategy, lambda: begin_run(directory, recipe, prepared))
+    if not is_chief(strategy):
+        wait_until_visible(directory.path, directory.exists)
+    finished = from_chief(strategy, lambda: directory.read_manifest().get("finished"))
     if finished is not None:
         say(f"{directory.path}: is trained already; remove it to train again")
         return finished
-    run, seconds = fit_within_memory(run, prepared)
+    run, seconds = fit_to_the_end(run, prepared, data_dir)
+    return from_chief(strategy, lambda: finish(run, seconds))
+
+
+def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: Path | str | None) -> Prepared:
+    """The prepared data: first the chief's, then, in the same cache or in one of its own, that of each other worker.
+
+    Raises:
+        UserError: see `prepare_data`, or a worker's data is not that of the chief.
+    """
+    prepared = prepare_data(recipe, data_dir) if is_chief(strategy) else None
+    theirs = from_chief(strategy, lambda: [prepared.directory.name, prepared.checksum])
+    prepared = prepared or prepare_data(recipe, data_dir)
+    if [prepared.directory.name, prepared.checksum] != theirs:
+        raise UserError(f"{prepared.directory}: is not what the chief has prepared; give all workers the same files")
+    return prepared
+
+
+def finish(run: Run, seconds: float) -> dict[str, Any]:
+    """Chooses the weights of a run that is trained, and notes in its manifest that it is."""
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
-    write_manifest(directory, finished=report)
+    run.directory.write_manifest(finished=report)
     return report
 
 
@@ -98,38 +159,48 @@ def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> No
     """Writes manifest, vocabulary and, last, the recipe into a new run; checks the data of one that is there.
 
     Raises:
-        UserError: the data has changed since the run was begun.
+        UserError: the data or its tokenizer has changed since the run was begun.
     """
     if not directory.exists():
         directory.create()
-        versions = {"kerasllm": kerasllm.__version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-        write_manifest(directory, versions=versions, prepared=prepared.directory.name)
+        directory.write_manifest(versions=VERSIONS, prepared=prepared.directory.name)
         copy_vocabulary(prepared.directory, directory.path)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
-    elif read_manifest(directory).get("prepared") != prepared.directory.name:
+        return
+    if directory.read_manifest().get("prepared") != prepared.directory.name:
         raise UserError(f"{directory.path}: its data has changed since it was begun; train in another --run-dir")
-
-
-def read_manifest(directory: RunDirectory) -> dict[str, Any]:
-    """The run's manifest, empty before there is one."""
-    path = directory.manifest_path
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def write_manifest(directory: RunDirectory, **entries: Any) -> None:
-    """Adds entries to the run's manifest."""
-    atomic_write_text(directory.manifest_path, json.dumps({**read_manifest(directory), **entries}, indent=2) + "\n")
+    if vocabulary_hashes(directory.path) != vocabulary_hashes(prepared.directory):
+        raise UserError(
+            f"{directory.path}: its tokenizer or labels are not those of the data, {prepared.directory}; "
+            "put back what the run was begun with, or train in another --run-dir"
+        )
 
 
 def restore(run: Run) -> dict[str, Any]:
-    """Goes back to the newest checkpoint that is whole; returns its state, with step 0 where there is none."""
-    checkpoint = run.checkpoints.latest()
-    if checkpoint is None:
-        return {"step": 0}
-    write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
-    run.trainer.start_averages()
-    write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
-    return checkpoint.progress
+    """Goes back to the newest checkpoint that is whole, on all workers to the one that the chief finds, and removes
+    what the run has written since.
+
+    Returns:
+        The state of the run, with step 0 where there is no checkpoint.
+
+    Raises:
+        UserError: it was saved with another recipe, tokenizer or data.
+    """
+    state = {"step": 0}
+    name = from_chief(run.strategy, lambda: getattr(run.checkpoints.latest(), "path", Path()).name)
+    if name:
+        checkpoint = run.checkpoints.named(name)
+        if not is_chief(run.strategy):
+            wait_until_visible(checkpoint.path, checkpoint.is_whole)
+        write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
+        run.trainer.start_averages()
+        write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
+        state = checkpoint.progress
+    if is_chief(run.strategy):
+        remove_leftovers(run.directory.path)
+        run.checkpoints.go_back_to(state["step"])
+        run.directory.cut_metrics(state["step"])
+    return state
 
 
 def show_run(run: Run, prepared: Prepared, step: int) -> None:
@@ -147,7 +218,7 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
         ("examples", describe_examples(examples, run.stream.num_too_long)),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
         ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
-        ("replicas", f"{run.strategy.num_replicas_in_sync}"),
+        ("replicas", f"{run.strategy.num_replicas_in_sync}" + ("" if is_alone(run.strategy) else " on all workers")),
     ]
     show_table(f"train: {run.directory.path}", ("", ""), rows)
     if run.recipe.ticks:
@@ -161,27 +232,38 @@ def describe_examples(examples: Examples, num_too_long: int) -> str:
     return f"{len(examples):,}, {num_too_long:,} of them too long and left out"
 
 
-def fit_within_memory(run: Run, prepared: Prepared) -> tuple[Run, float]:
-    """Trains; where a batch is too large for memory, again from the last checkpoint with twice as many micro-batches.
+def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) -> tuple[Run, float]:
+    """Trains, again from the last checkpoint where a failure asks for it, or a batch is too large for memory.
 
-    The step stays what it is: see `Trainer`. Only the masks of dropout are others.
+    It is then what a new process would do. With twice as many micro-batches the step stays what it is (see `Trainer`);
+    only the masks of dropout are others.
 
     Returns:
         The run that was trained in the end, and the seconds of training.
 
     Raises:
-        UserError: there is not enough memory for single examples.
+        UserError: there is not enough memory for single examples, or not on one of several workers.
     """
+    failures = None
     while True:
+        load_published(run.recipe, run.trainer.model, data_dir)
         state = restore(run)
+        state["failures"] = failures or state.get("failures", NO_FAILURES)
         show_run(run, prepared, state["step"])
+        micro_batches = run.stream.micro_batches
         try:
-            return run, fit(run, state)
+            # TensorFlow reports a full disk, which its logs have met, as it does memory that is used up.
+            with naming_the_target(run.directory.logs_path, inside=run.directory.logs_path):
+                return run, fit(run, state)
+        except RollBack as roll_back:
+            failures = roll_back.state
         except tf.errors.ResourceExhaustedError as error:
-            micro_batches = 2 * run.stream.micro_batches
+            if not is_alone(run.strategy):
+                raise UserError("out of memory on this worker; raise training.micro_batches") from error
+            micro_batches *= 2
             if micro_batches > max(len(rows) for rows in run.stream.batches(0)):
                 raise UserError("out of memory with single examples; make the model smaller") from error
-        say(f"out of memory: each batch is taken in {micro_batches} micro-batches from here on, the step stays")
+            say(f"out of memory: each batch is taken in {micro_batches} micro-batches from here on, the step stays")
         directory, recipe, strategy = run.directory, run.recipe, run.strategy
         del run
         keras.backend.clear_session()
@@ -200,49 +282,65 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     settings = run.recipe.training
     epoch, step_in_epoch = run.plan.locate(state["step"])
     run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
-    dataset = run.strategy.distribute_datasets_from_function(lambda context: run.stream.dataset())
-    writer = tf.summary.create_file_writer(str(run.directory.logs_path))
+    strategy, directory, writes = run.strategy, run.directory, is_chief(run.strategy)
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: run.stream.dataset(context.input_pipeline_id, context.num_input_pipelines)
+    )
+    writer = open_log(directory, state["step"]) if writes else tf.summary.create_noop_writer()
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
-        evaluation = Evaluation(lambda: evaluate_now(run, writer), run.plan, settings, run.directory, writer, bar)
+        evaluate = partial(from_chief, strategy, partial(evaluate_now, run, writer))
+        record = directory.append_metrics if writes else (lambda metrics: None)
+        evaluation = Evaluation(evaluate, run.plan, settings, record, writer, bar)
         evaluation.state = state.get("evaluation", evaluation.state)
-        ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report_tick, writer))
+        ticking = Ticking(run.timeline, run.schedule, lambda: evaluation.metrics, partial(report, writer, "tick"))
         ticking.restore(state.get("ticks", []), state["step"])
+        failures = build_failures(run, writer, state["failures"])
         every, before = settings.checkpoint_every_steps, state.get("seconds", 0.0)
-        saving = Saving(run.checkpoints, evaluation, lambda: {"ticks": ticking.state}, every, before)
+        checkpoints, carried = (run.checkpoints if writes else None), partial(progress_of, ticking, failures)
+        saving = Saving(checkpoints, evaluation, carried, writer, every, before, is_alone(strategy))
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
             step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
-            finite_check = FiniteCheck(partial(describe_step, run))
-            callbacks = [step_log, finite_check, evaluation, ticking, saving]
-            run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
-    if saving.interrupted_by:
+            callbacks = [step_log, failures, evaluation, ticking, saving]
+            try:
+                run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)
+            finally:
+                saving.on_train_end()
+    if saving.was_interrupted:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
 
 
-def describe_step(run: Run, step: int, figures: dict[str, float]) -> Path:
-    """Writes the examples of a step, its figures, and the weights that it left without a finite value; the file."""
-    epoch, step_in_epoch = run.plan.locate(step - 1)
-    rows = run.stream.rows_of_step(epoch, step_in_epoch, run.plan.epoch_starts[epoch])
-    variables = run.trainer.model.trainable_variables
-    found = {
-        "step": step,
-        "epoch": epoch,
-        "figures": {name: str(value) for name, value in figures.items()},
-        "weights": [variable.path for variable in variables if not np.isfinite(variable.value).all()],
-        "examples": [run.stream.examples.record(row) for row in rows],
-    }
-    atomic_write_text(run.directory.non_finite_path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
-    return run.directory.non_finite_path
+def open_log(directory: RunDirectory, step: int) -> tf.summary.SummaryWriter:
+    """A writer for TensorBoard, which it tells to forget what was logged after `step` steps and is logged again."""
+    writer = tf.summary.create_file_writer(str(directory.logs_path), max_queue=LOG_QUEUE)
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start)
+    tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())  # no summary says it
+    return writer
 
 
-def report_tick(writer: tf.summary.SummaryWriter, step: int, text: str) -> None:
-    """Tells the person and TensorBoard what a tick has changed."""
-    say(f"step {step:,}: tick: {text}")
+def progress_of(ticking: Ticking, failures: Failures) -> dict[str, Any]:
+    """What a checkpoint holds for the callbacks to go on from."""
+    return {"ticks": ticking.state, "failures": failures.state}
+
+
+def build_failures(run: Run, writer: tf.summary.SummaryWriter, state: dict[str, int]) -> Failures:
+    """What follows the policy for steps that went wrong, with the learning rate that earlier ones have left."""
+    settings = run.recipe.training.on_failure
+    if settings.name == "roll_back":
+        run.schedule.roll_back_factor.assign(settings.learning_rate_factor ** state["roll_backs"])
+    attempt = state["roll_backs"] + 1
+    return Failures(settings, partial(describe_step, run, attempt), partial(report, writer, "failure"), state)
+
+
+def report(writer: tf.summary.SummaryWriter, kind: str, step: int, text: str) -> None:
+    """Tells the person and TensorBoard of a tick or a failure."""
+    say(f"step {step:,}: {kind}: {text}")
     with writer.as_default(step):
-        tf.summary.text("ticks", text)
+        tf.summary.text(f"{kind}s", text)
 
 
 def evaluate_now(run: Run, writer: tf.summary.SummaryWriter) -> tuple[dict[str, Any], list[str]]:
@@ -261,15 +359,14 @@ def evaluate_now(run: Run, writer: tf.summary.SummaryWriter) -> tuple[dict[str, 
 def choose(run: Run) -> dict[str, Any]:
     """Takes the best weights, or the mean of the best few where that measures better on the validation split."""
     best = run.checkpoints.best()
-    variables, name = run.trainer.model.weights, run.recipe.training.best_metric
-    candidates = {f"step {best[0].progress['step']}": best[0].load("weights")}
+    first, name = f"step {best[0].progress['step']}", run.recipe.training.best_metric
+    candidates, measured = {first: best[0].load("weights")}, {first: best[0].progress["validation"]}
     if len(best) > 1:
         steps = sorted(checkpoint.progress["step"] for checkpoint in best)
-        candidates[f"mean of steps {', '.join(map(str, steps))}"] = average(best)
-    measured = {}
-    for description, weights in candidates.items():
-        write_variables(variables, weights, description)
-        measured[description] = run.evaluator(f"evaluate {description}")[0]
+        mean = f"mean of steps {', '.join(map(str, steps))}"
+        candidates[mean] = average(best)
+        write_variables(run.trainer.model.weights, candidates[mean], mean)
+        measured[mean] = run.evaluator(f"evaluate {mean}")[0]
     chosen = max(measured, key=lambda description: score_of(measured[description], name))
     run.checkpoints.choose(candidates[chosen], {"chosen": chosen, "validation": measured[chosen]})
     say("; ".join(f"{description}: {name} {metrics[name]:.4g}" for description, metrics in measured.items()))

@@ -26,6 +26,7 @@ class ClassifyImage(Task):
     reference = "label"
     metric_names = ("accuracy",)
     sections = {"model": MultilayerPerceptronSettings}
+    augmented_inputs = {"image": "image"}
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Numbers as text by field, string [B] -> `image` int32 [B, P] and `labels` int32 [B, 1]."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from kerasllm.errors import UserError
-from kerasllm.models.settings import BertSettings
+from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
 from kerasllm.task import Task
 
@@ -68,7 +68,7 @@ class ClassifyText(Task):
     label_field = "label"
     text_fields = ("text", "other_text")
     metric_names = (*LABEL_METRICS, *NUMBER_METRICS)
-    sections = {"model": BertSettings, "classification": ClassificationSettings}
+    sections = {"model": PretrainedBertSettings, "classification": ClassificationSettings}
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
@@ -183,7 +183,7 @@ class ClassifyText(Task):
 
         settings = self.recipe.model
         num_outputs = 1 if self.settings.kind == "number" else len(self.vocabulary.labels)
-        self.model = Bert(self.tokenizer.vocabulary_size, **settings.model_dump())
+        self.model = Bert(self.tokenizer.vocabulary_size, **settings.numbers)
         self.model.head = ClassificationHead(
             num_outputs, settings.hidden_dim, settings.dropout, settings.initializer_stddev, name="head"
         )
@@ -265,6 +265,11 @@ class ClassifyText(Task):
             "probabilities": probabilities,
             "labels": labels,
         }
+
+    def published_form(self) -> tuple[str, dict[str, keras.layers.Layer], tuple[str, ...]]:
+        """A sequence classifier; that of a number has a single output without a name."""
+        labels = () if self.settings.kind == "number" else self.vocabulary.labels
+        return "BertForSequenceClassification", {"classifier": self.model.head}, labels
 
     def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """How good answers are.

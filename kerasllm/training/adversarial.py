@@ -6,7 +6,7 @@ micro-batches, and no gradient flows through it. Each pass draws its own dropout
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,27 @@ def ascend(perturbation: tf.Tensor, gradient: tf.Tensor, step_size: float, epsil
     return moved * tf.minimum(1.0, tf.math.divide_no_nan(epsilon, length_per_example(moved)))
 
 
+def perturbable_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model that have a method `perturbed`, such as `TokenEmbedding`.
+
+    Raises:
+        UserError: it has none.
+    """
+    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "perturbed")]
+    if not layers:
+        raise UserError(
+            "the model has no embedding that can be perturbed; use pgd_input for a float input, or supervised"
+        )
+    return layers
+
+
+def check_float_input(name: str, dtypes: Mapping[str, tf.DType]) -> None:
+    """Raises UserError if a batch whose features have these types has no such input that could be moved."""
+    if name not in dtypes or not dtypes[name].is_floating:
+        names = ", ".join(f"{feature} ({dtype.name})" for feature, dtype in dtypes.items())
+        raise UserError(f"no float input '{name}'; the batch has {names}")
+
+
 @dataclass(frozen=True)
 class Pass:
     """One pass through a model whose embeddings were perturbed.
@@ -79,12 +100,7 @@ def perturbed_pass(objective: Objective, model: keras.Model, batch: Any, perturb
     Raises:
         UserError: the model has no such layer.
     """
-    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "perturbed")]
-    if not layers:
-        raise UserError(
-            "training.objective: the model has no embedding that can be perturbed; "
-            "use pgd_input for a float input, or supervised"
-        )
+    layers = perturbable_layers(model)
     added: list[tf.Tensor] = []
     points: list[tf.Tensor] = []
 
@@ -248,9 +264,7 @@ class PgdInput:
     def __call__(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> Losses:
         if not training:
             return self.objective(model, batch, training=False)
-        if self.input not in batch or not batch[self.input].dtype.is_floating:
-            names = ", ".join(f"{name} ({tensor.dtype.name})" for name, tensor in batch.items())
-            raise UserError(f"training.objective.input: no float input '{self.input}'; the batch has {names}")
+        check_float_input(self.input, {name: tensor.dtype for name, tensor in batch.items()})
         x, (least, greatest) = batch[self.input], self.input_range
         low, high = tf.maximum(x - self.epsilon, least), tf.minimum(x + self.epsilon, greatest)
         passes = []

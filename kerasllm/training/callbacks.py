@@ -7,29 +7,26 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 
-from kerasllm.errors import UserError
-from kerasllm.run_directory import RunDirectory
 from kerasllm.terminal import ProgressLine, say
 from kerasllm.training.checkpoints import Checkpoints, read_variables
+from kerasllm.training.input_wait import InputWait
 from kerasllm.training.settings import LOWER_IS_BETTER, StepPlan, TrainingSettings
 
 
 class StepCallback(keras.callbacks.Callback):
     """Calls `on_step(step, logs)` after each optimizer step, with steps counted from the start of the run."""
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps done so far."""
-        return int(self.model.optimizer.iterations.numpy())
-
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self.on_step(self.step, logs or {})
+        logs = {} if logs is None else logs
+        if "step" not in logs:  # reading it costs more than all else that happens here: the first does it for all
+            logs["step"] = int(self.model.optimizer.iterations.numpy())
+        self.on_step(logs["step"], logs)
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         """Overridden by each callback."""
@@ -37,10 +34,14 @@ class StepCallback(keras.callbacks.Callback):
 
 
 class Speed:
-    """Tokens per second of the steps alone: what evaluations and saves take is not counted."""
+    """Tokens per second of the steps alone: what evaluations and saves take is not counted.
+
+    Attributes:
+        seconds: of the last step.
+    """
 
     def __init__(self, decay: float = 0.98):
-        self.decay, self.value, self._began = decay, 0.0, 0.0
+        self.decay, self.value, self.seconds, self._began = decay, 0.0, 0.0, 0.0
 
     def begin(self) -> None:
         """A step begins."""
@@ -48,7 +49,8 @@ class Speed:
 
     def end(self, tokens: float) -> float:
         """A step of so many tokens has ended; returns the running mean in tokens per second."""
-        now = tokens / max(time.perf_counter() - self._began, 1e-9)
+        self.seconds = time.perf_counter() - self._began
+        now = tokens / max(self.seconds, 1e-9)
         self.value = now if not self.value else self.decay * self.value + (1 - self.decay) * now
         return self.value
 
@@ -69,42 +71,24 @@ class StepLog(StepCallback):
         more_figures: Callable[[], dict[str, float]] = dict,
     ):
         super().__init__()
-        self.bar, self.writer, self.more_figures, self.speed = bar, writer, more_figures, Speed()
+        self.bar, self.writer, self.more_figures = bar, writer, more_figures
+        self.speed, self.input_wait = Speed(), InputWait()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self.speed.begin()
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         tokens_per_second = self.speed.end(logs["tokens"])
+        input_wait_share = self.input_wait.add(self.model.input_wait_seconds, self.speed.seconds)
         self.bar.advance()
         self.bar.update(loss=f"{logs['loss']:.3f}", tokens_per_second=f"{tokens_per_second:,.0f}")
-        with self.writer.as_default(step):
-            for name in ("loss", "learning_rate", "gradient_norm", "padding_share"):
-                tf.summary.scalar(f"train/{name}", logs[name])
-            tf.summary.scalar("train/tokens_per_second", tokens_per_second)
-            for name, value in self.more_figures().items():
-                tf.summary.scalar(f"train/{name}", value)
-
-
-class FiniteCheck(StepCallback):
-    """Ends a run whose loss or gradient is no longer a number, before anything of it is evaluated or saved.
-
-    Args:
-        describe: writes down what the step consisted of, given the step and its figures; returns the file.
-    """
-
-    def __init__(self, describe: Callable[[int, dict[str, float]], Path]):
-        super().__init__()
-        self.describe = describe
-
-    def on_step(self, step: int, logs: dict[str, float]) -> None:
-        wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(logs[name])]
-        if wrong:
-            file = self.describe(step, {name: float(value) for name, value in logs.items()})
-            raise UserError(
-                f"step {step:,}: {wrong[0]} is {logs[wrong[0]]:g}; {file} holds the batch and what is not finite. "
-                "Lower training.peak_learning_rate or training.clip_norm, and train in another --run-dir"
-            )
+        names = ("loss", "learning_rate", "gradient_norm", "padding_share", "loss_scale")
+        figures = {name: logs[name] for name in names if name in logs}
+        figures |= {"tokens_per_second": tokens_per_second, "input_wait_share": input_wait_share}
+        figures |= self.more_figures()
+        values = [Summary.Value(tag=f"train/{name}", simple_value=value) for name, value in figures.items()]
+        with self.writer.as_default(step):  # at once: an operation for each of them costs a short step some percent
+            tf.summary.experimental.write_raw_pb(Summary(value=values).SerializeToString())
 
 
 class Evaluation(StepCallback):
@@ -114,7 +98,7 @@ class Evaluation(StepCallback):
         evaluate: makes the metrics of the validation split, and a few sample lines of text.
         plan: names the steps.
         settings: `best_metric` and `stop_after_evaluations_without_gain`.
-        run: for `metrics.jsonl`.
+        record: adds a line to `metrics.jsonl`.
         writer: TensorBoard's.
         bar: shows the metric.
     """
@@ -124,13 +108,13 @@ class Evaluation(StepCallback):
         evaluate: Callable[[], tuple[dict[str, Any], list[str]]],
         plan: StepPlan,
         settings: TrainingSettings,
-        run: RunDirectory,
+        record: Callable[[dict[str, Any]], None],
         writer: tf.summary.SummaryWriter,
         bar: ProgressLine,
     ):
         super().__init__()
         self.evaluate, self.plan, self.settings = evaluate, plan, settings
-        self.run, self.writer, self.bar = run, writer, bar
+        self.record, self.writer, self.bar = record, writer, bar
         self.score: float | None = None
         self.metrics: dict[str, Any] | None = None
         self.state = {"best_score": None, "without_gain": 0}
@@ -165,7 +149,7 @@ class Evaluation(StepCallback):
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in numbers.items()
         )
         say(f"step {step:,}: train loss {logs['loss']:.3f}  validation: {shown}{'  (best)' if gained else ''}")
-        self.run.append_metrics({"step": step, "train_loss": logs["loss"], "validation": metrics})
+        self.record({"step": step, "train_loss": logs["loss"], "validation": metrics})
         with self.writer.as_default(step):
             for name, value in numbers.items():
                 tf.summary.scalar(f"validation/{name}", value)
@@ -182,30 +166,40 @@ def score_of(metrics: dict[str, Any], best_metric: str) -> float:
 class Saving(StepCallback):
     """Saves at each interval and evaluation, and at the end of the run however it ends.
 
-    A first Ctrl-C or SIGTERM lets the step end, saves, and stops; a second Ctrl-C is obeyed at once.
+    A first Ctrl-C or SIGTERM lets the step end, saves, and stops; a second Ctrl-C is obeyed at once. Of several workers
+    each tells the others with its next step, so that all stop after the same one.
 
     Args:
-        checkpoints: where to.
+        checkpoints: where to; None on a worker that saves nothing.
         evaluation: whose state and scores are saved; comes before this callback.
         progress: gives what else goes on from here.
+        writer: TensorBoard's; what it has is on the disk before a checkpoint is, so that no step is missing later.
         every_steps: optimizer steps.
         seconds_before: that the run was trained in earlier sessions.
+        is_alone: whether no other worker has to be told of a signal.
     """
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         evaluation: Evaluation,
         progress: Callable[[], dict[str, Any]],
+        writer: tf.summary.SummaryWriter,
         every_steps: int,
         seconds_before: float,
+        is_alone: bool = True,
     ):
         super().__init__()
         self.checkpoints, self.evaluation, self.progress = checkpoints, evaluation, progress
-        self.every_steps = every_steps
+        self.writer, self.every_steps, self.is_alone = writer, every_steps, is_alone
         self.seconds_before, self._started = seconds_before, time.monotonic()
         self.interrupted_by: str | None = None
         self._handlers: dict[int, Any] = {}
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a signal ended the training; one to a single worker that came too late to tell the others did not."""
+        return self.interrupted_by is not None and (self.is_alone or self.model.stop_training)
 
     @property
     def seconds(self) -> float:
@@ -222,20 +216,36 @@ class Saving(StepCallback):
         signal.signal(number, self._handlers[number])
         say("stopping after this step; once more to stop at once")
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self.interrupted_by and not self.is_alone:
+            self.model.request_stop()
+
     def on_step(self, step: int, logs: dict[str, float]) -> None:
-        if self.interrupted_by:
+        if logs["stop_requests"]:
+            self.interrupted_by = self.interrupted_by or "another worker"
+        if logs["stop_requests"] or (self.interrupted_by and self.is_alone):
             self.model.stop_training = True
         if self.model.stop_training or step % self.every_steps == 0 or self.evaluation.score is not None:
             self.save(step)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Gives signals back to whom they were taken from; to be called too where an error has ended `fit`."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers = {}
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, with the score if it was evaluated."""
+        if self.checkpoints is None:
+            return
+        self.writer.flush()
         with self.model.answering_weights() as weights:
             answering = read_variables(weights)
-        progress = {"score": self.evaluation.score, "evaluation": self.evaluation.state, "seconds": self.seconds}
+        progress = {
+            "score": self.evaluation.score,
+            "validation": self.evaluation.metrics,
+            "evaluation": self.evaluation.state,
+            "seconds": self.seconds,
+        }
         state = read_variables(self.model.state_variables)
         self.checkpoints.save(step, answering, state, {**progress, **self.progress()})

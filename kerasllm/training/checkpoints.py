@@ -1,17 +1,20 @@
 """Checkpoints: plain arrays with checksums, written whole or not at all, read with a fall-back to the one before.
 
-checkpoints/step_00000500/   weights.npz  state.npz  progress.json  checksums.json
-checkpoints/chosen/          weights.npz  progress.json     checksums.json     what evaluate and export use
+checkpoints/step_00000500/   weights.npz  state.npz  progress.json  manifest.json
+checkpoints/chosen/          weights.npz             progress.json  manifest.json     what evaluate and export use
+
+The manifest has the checksum of each file, and the fingerprints of what the run was made with: see
+`RunDirectory.fingerprints`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,17 @@ import keras
 import numpy as np
 
 from kerasllm.errors import UserError
-from kerasllm.run_directory import RunDirectory, atomic_directory, sha256_of_file
+from kerasllm.run_directory import (
+    RunDirectory,
+    atomic_directory,
+    atomic_write_text,
+    remove_directory,
+    sha256_of_file,
+)
 from kerasllm.terminal import say
 
 CHOSEN = "chosen"
+MANIFEST, STATE = "manifest.json", "state.npz"
 Arrays = dict[str, np.ndarray]
 
 
@@ -65,18 +75,40 @@ class Checkpoint:
     @property
     def progress(self) -> dict[str, Any]:
         """What was saved beside the arrays: `step`, and whatever the run needs to go on; empty if damaged."""
-        try:
-            return json.loads((self.path / "progress.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return _read_json(self.path / "progress.json")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """`files` with their checksums, and what it was `saved_with`; empty if damaged."""
+        return _read_json(self.path / MANIFEST)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether one can go on from it: of the best only the weights are kept."""
+        return STATE in self.manifest.get("files", {})
 
     def is_whole(self) -> bool:
         """Whether every file is there with the content that was written."""
+        files = self.manifest.get("files", {})
         try:
-            checksums = json.loads((self.path / "checksums.json").read_text("utf-8"))
-            return all(sha256_of_file(self.path / name) == checksum for name, checksum in checksums.items())
-        except (OSError, ValueError):
+            return bool(files) and all(sha256_of_file(self.path / name) == files[name] for name in files)
+        except OSError:
             return False
+
+    def check(self, fingerprints: Mapping[str, str | None]) -> None:
+        """Compares what it was saved with.
+
+        Raises:
+            UserError: something is another one now.
+        """
+        saved_with = self.manifest["saved_with"]
+        for name, now in fingerprints.items():
+            before = saved_with[name]
+            if before != now:
+                raise UserError(
+                    f"{self.path}: was saved with another {name} ({_short(before)}, and the run has {_short(now)}); "
+                    "put back what the run was begun with, or train in another --run-dir"
+                )
 
     def load(self, part: str) -> Arrays:
         """The arrays of `weights` or `state`. Only plain arrays are read, never code.
@@ -96,13 +128,19 @@ class Checkpoints:
     """The checkpoints of a run: the last few to go on from, and the weights of the best evaluations.
 
     Args:
-        directory: `checkpoints/` of the run.
+        run: where they lie; its fingerprints are saved with each of them.
         keep_last: complete checkpoints that are kept, the newest.
         keep_best: checkpoints with the best score whose weights are kept.
     """
 
-    def __init__(self, directory: Path, keep_last: int = 2, keep_best: int = 1):
-        self.directory, self.keep_last, self.keep_best = directory, keep_last, keep_best
+    def __init__(self, run: RunDirectory, keep_last: int = 2, keep_best: int = 1):
+        self.run, self.directory = run, run.checkpoints_path
+        self.keep_last, self.keep_best = keep_last, keep_best
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Of the run, at the time when `latest` is first asked for."""
+        return self.run.fingerprints()
 
     def save(self, step: int, weights: Arrays, state: Arrays, progress: dict[str, Any]) -> None:
         """Writes the checkpoint of a step, then removes those that nobody needs any more.
@@ -111,26 +149,44 @@ class Checkpoints:
             weights: what an answer depends on.
             state: what going on depends on besides: the optimizer, random generators.
             progress: JSON-able; `score` (higher is better) where the step was evaluated.
+
+        Raises:
+            UserError: it cannot be written; those that were there before stay.
         """
-        target = self.directory / f"step_{step:08d}"
-        if not target.exists():
-            _write(target, {"weights": weights, "state": state}, {"step": step, **progress})
+        parts = {"weights": weights, "state": state}
+        self._write(self.directory / f"step_{step:08d}", parts, {"step": step, **progress})
         self._remove_old()
 
     def saved(self) -> list[Checkpoint]:
         """All that are there, oldest first."""
-        return [Checkpoint(path) for path in sorted(self.directory.glob("step_*")) if path.is_dir()]
+        return [Checkpoint(path) for path in sorted(self.directory.glob("step_[0-9]*")) if path.is_dir()]
 
     def latest(self) -> Checkpoint | None:
-        """The newest one to go on from; a damaged one is named, and the one before is taken."""
+        """The newest one to go on from; a damaged one is named, and the one before is taken.
+
+        Raises:
+            UserError: it was saved with another recipe, tokenizer or data than the run has now.
+        """
+        fingerprints = self.fingerprints
         for checkpoint in reversed(self.saved()):
-            if not (checkpoint.path / "state.npz").exists() and checkpoint.is_whole():
-                continue  # kept for its weights only
-            if checkpoint.is_whole():
+            if not checkpoint.is_whole():
+                say(f"{checkpoint.path}: damaged (checksums do not match); falling back to the one before")
+            elif checkpoint.has_state:
+                checkpoint.check(fingerprints)
                 return checkpoint
-            say(f"{checkpoint.path}: damaged (checksums do not match); falling back to the one before")
-            shutil.rmtree(checkpoint.path)
         return None
+
+    def go_back_to(self, step: int) -> None:
+        """Removes what comes after a step, as the run goes on from there and writes it again, and what a killed process
+        left that nobody needs any more."""
+        for checkpoint in reversed(self.saved()):
+            if int(checkpoint.path.name.removeprefix("step_")) > step:
+                remove_directory(checkpoint.path)
+        self._remove_old()
+
+    def named(self, name: str) -> Checkpoint:
+        """The one in the directory of this name."""
+        return Checkpoint(self.directory / name)
 
     def best(self) -> list[Checkpoint]:
         """Those with the best scores, best first, at most `keep_best`; of equal ones the earlier."""
@@ -139,17 +195,24 @@ class Checkpoints:
 
     def choose(self, weights: Arrays, progress: dict[str, Any]) -> None:
         """Makes these the weights that `evaluate`, `predict` and `export` use."""
-        target = self.directory / CHOSEN
-        if target.exists():
-            shutil.rmtree(target)
-        _write(target, {"weights": weights}, progress)
+        self._write(self.directory / CHOSEN, {"weights": weights}, progress)
+
+    def _write(self, target: Path, parts: dict[str, Arrays], progress: dict[str, Any]) -> None:
+        needed = sum(array.nbytes for arrays in parts.values() for array in arrays.values())
+        with atomic_directory(target, needed, replace=True) as directory:
+            for part, arrays in parts.items():
+                np.savez(directory / f"{part}.npz", **arrays)
+            (directory / "progress.json").write_text(json.dumps(progress), "utf-8")
+            files = {file.name: sha256_of_file(file) for file in sorted(directory.iterdir())}
+            manifest = {"files": files, "saved_with": self.fingerprints}
+            (directory / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
 
     def _remove_old(self) -> None:
         saved, best = self.saved(), {checkpoint.path for checkpoint in self.best()}
         for checkpoint in saved[: -self.keep_last]:
             if checkpoint.path not in best:
-                shutil.rmtree(checkpoint.path)
-            elif (checkpoint.path / "state.npz").exists():
+                remove_directory(checkpoint.path)
+            elif (checkpoint.path / STATE).exists():
                 _keep_weights_only(checkpoint)
 
 
@@ -174,9 +237,10 @@ def load_weights(model: keras.Model, run: RunDirectory) -> dict[str, Any]:
         What was saved beside them.
 
     Raises:
-        UserError: there are none, they are damaged, or they are of another model.
+        UserError: there are none, they are damaged, they are of another model, or they were saved with another recipe
+            or tokenizer than the run has now.
     """
-    checkpoints = Checkpoints(run.checkpoints_path)
+    checkpoints = Checkpoints(run)
     chosen = Checkpoint(run.checkpoints_path / CHOSEN)
     candidates = [chosen, *checkpoints.best(), *reversed(checkpoints.saved())]
     found = [checkpoint for checkpoint in candidates if checkpoint.path.exists()]
@@ -184,29 +248,27 @@ def load_weights(model: keras.Model, run: RunDirectory) -> dict[str, Any]:
         raise UserError(f"{run.checkpoints_path}: holds no checkpoint yet; train first")
     for checkpoint in found:
         if checkpoint.is_whole():
+            checkpoint.check({name: run.fingerprints()[name] for name in ("recipe", "tokenizer", "labels")})
             write_variables(model.weights, checkpoint.load("weights"), str(checkpoint.path))
             return checkpoint.progress
         say(f"{checkpoint.path}: damaged (checksums do not match); trying the next one")
     raise UserError(f"{run.checkpoints_path}: every checkpoint is damaged; train again")
 
 
-def _write(target: Path, parts: dict[str, Arrays], progress: dict[str, Any]) -> None:
-    with atomic_directory(target) as directory:
-        for part, arrays in parts.items():
-            np.savez(directory / f"{part}.npz", **arrays)
-        (directory / "progress.json").write_text(json.dumps(progress), "utf-8")
-        _write_checksums(directory)
-
-
 def _keep_weights_only(checkpoint: Checkpoint) -> None:
-    """Drops the state; the checksums are rewritten first, so that it is whole at every moment."""
-    _write_checksums(checkpoint.path, without="state.npz")
-    (checkpoint.path / "state.npz").unlink()
+    """Drops the state; the manifest is rewritten first, so that it is whole at every moment."""
+    manifest = checkpoint.manifest
+    manifest.get("files", {}).pop(STATE, None)
+    atomic_write_text(checkpoint.path / MANIFEST, json.dumps(manifest, indent=2))
+    (checkpoint.path / STATE).unlink()
 
 
-def _write_checksums(directory: Path, without: str = "") -> None:
-    files = [file for file in sorted(directory.iterdir()) if file.name not in ("checksums.json", without)]
-    text = json.dumps({file.name: sha256_of_file(file) for file in files}, indent=2)
-    atomic = directory / ".checksums.json"
-    atomic.write_text(text, "utf-8")
-    atomic.replace(directory / "checksums.json")
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _short(fingerprint: str | None) -> str:
+    return fingerprint[:12] if fingerprint else "none"

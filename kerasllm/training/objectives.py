@@ -6,13 +6,25 @@ how the batch is split.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
-from kerasllm.training.adversarial import Fgm, FreeLb, Losses, Objective, Pgd, PgdInput
+from kerasllm.errors import UserError
+from kerasllm.training.adversarial import (
+    Fgm,
+    FreeLb,
+    Losses,
+    Objective,
+    Pgd,
+    PgdInput,
+    check_float_input,
+    perturbable_layers,
+)
 from kerasllm.training.objective_settings import (
+    AroundSettings,
     FgmSettings,
     FreeLbSettings,
     ObjectiveSettings,
@@ -40,7 +52,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
     Written as $-\log p_y + \epsilon\, (z_y - \bar z)$ with the logits z, it needs no table of labels [B, T, V].
 
     Args:
-        logits: float [B, T, V].
+        logits: float [B, T, V]; of any precision, the sums are in float32.
         labels: int [B, T].
         label_smoothing: epsilon in [0, 1).
 
@@ -69,7 +81,8 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
 
         return loss, backward
 
-    return tf.reshape(losses(tf.reshape(logits, [-1, vocabulary_size])), tf.shape(labels))
+    flat_logits = tf.cast(tf.reshape(logits, [-1, vocabulary_size]), tf.float32)
+    return tf.reshape(losses(flat_logits), tf.shape(labels))
 
 
 def symmetric_divergence(logits: tf.Tensor, other_logits: tf.Tensor) -> tf.Tensor:
@@ -157,3 +170,47 @@ def build_objective(
     if isinstance(settings, FreeLbSettings):
         return FreeLb(inside, **arguments, seed=seed, step=step)
     return {FgmSettings: Fgm, PgdSettings: Pgd, PgdInputSettings: PgdInput}[type(settings)](inside, **arguments)
+
+
+def check_objective(
+    settings: ObjectiveSettings, model: keras.Model, inputs: Mapping[str, tf.DType], place: str
+) -> None:
+    """Finds what would otherwise come up in the first step with an objective.
+
+    Args:
+        settings: of the objective.
+        model: that it will train.
+        inputs: the features of a batch with their types.
+        place: where the objective stands, `file:line: training.objective`.
+
+    Raises:
+        UserError: it perturbs what this model or this batch does not have.
+    """
+    if not isinstance(settings, AroundSettings):
+        return
+    try:
+        if isinstance(settings, PgdInputSettings):
+            check_float_input(settings.input, inputs)
+        else:
+            perturbable_layers(model)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    check_objective(settings.around, model, inputs, f"{place}.around")
+
+
+class PhasedObjective:
+    """One objective after the other; which one counts is fixed when a graph is traced.
+
+    Args:
+        phases: (first step, objective) in the order of the steps, the first at step 0.
+    """
+
+    def __init__(self, phases: Sequence[tuple[int, Objective]]):
+        self.phases, self.objective = phases, phases[0][1]
+
+    def set_phase(self, step: int) -> None:
+        """Takes the objective of the step after `step` optimizer steps."""
+        self.objective = next(objective for first, objective in reversed(self.phases) if first <= step)
+
+    def __call__(self, model: keras.Model, batch: Any, training: bool) -> Losses:
+        return self.objective(model, batch, training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,13 @@ import tensorflow as tf
 from kerasllm.errors import UserError
 from kerasllm.training.optimizer_settings import OptimizerSettings, PatternSettings
 from kerasllm.training.variable_paths import is_bias_or_norm, layer_decay_factors, matches_of
+
+
+class Condition(threading.local):
+    """Whether the step counts that is being applied: of this thread, since each replica traces in its own."""
+
+    def __init__(self) -> None:
+        self.applies: tf.Tensor | None = None
 
 
 class PerVariable:
@@ -28,9 +36,44 @@ class PerVariable:
     def __init__(self, rate_factors: Sequence[float], weight_decays: Sequence[float], **arguments: Any):
         super().__init__(**arguments)
         self.rate_factors, self.weight_decays = tuple(rate_factors), tuple(weight_decays)
+        self._condition = Condition()
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        """Decay and step of one variable; Keras calls it on every replica with the summed gradient."""
+    def apply_if(self, applies: tf.Tensor, gradients: Sequence[tf.Tensor], variables: Sequence[Any]) -> None:
+        """`apply` where `applies` is true; else nothing changes but `iterations`, which counts either way.
+
+        Args:
+            applies: bool scalar, the same on every replica.
+        """
+        self._condition.applies = applies
+        try:
+            self.apply(gradients, variables)
+        finally:
+            self._condition.applies = None
+
+    def _backend_update_step(self, gradients, variables, learning_rate) -> None:
+        """Keras goes from here to all replicas together, which it cannot do inside a `tf.cond`; so the condition goes
+        with the learning rate to where each variable is updated."""
+        if self._condition.applies is not None:
+            learning_rate = (learning_rate, self._condition.applies)
+        super()._backend_update_step(gradients, variables, learning_rate)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate) -> None:
+        """Decay and step of one variable; Keras calls it on every replica with the summed gradient.
+
+        Args:
+            learning_rate: a scalar; or a pair of it and a bool scalar, without which nothing is done.
+        """
+        if not isinstance(learning_rate, tuple):
+            return self._update(gradient, variable, learning_rate)
+        rate, applies = learning_rate
+
+        def update() -> tf.Tensor:
+            self._update(gradient, variable, rate)
+            return tf.constant(True)
+
+        tf.cond(applies, update, lambda: tf.constant(False))
+
+    def _update(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         index = self._get_variable_index(variable)
         factor, decay = self.rate_factors[index], self.weight_decays[index]
         rate = learning_rate if factor == 1.0 else learning_rate * factor

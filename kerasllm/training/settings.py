@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kerasllm.settings import Settings
+from kerasllm.training.failure_settings import FailureSettings, StopSettings
 from kerasllm.training.objective_settings import ObjectiveSettings, SupervisedSettings
 from kerasllm.training.optimizer_settings import AdamWSettings, OptimizerSettings
 from kerasllm.training.schedule_settings import InverseSquareRootSettings, ScheduleSettings
@@ -47,9 +48,12 @@ class TrainingSettings(Settings):
     """Parts that a replica takes its share of a planned batch in, one after the other: less memory, the same step."""
     average_decay: float | None = Field(default=None, ge=0, lt=1)
     """Per step, of a moving average of the weights, which then is what answers; null keeps none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the matrix products while training; weights, sums and what is published are float32 in any case. bfloat16 is
-    fast where the processor has it (AMX, AVX-512 BF16, GPUs from Ampere on)."""
+    fast where the processor has it (AMX, AVX-512 BF16, GPUs from Ampere on). float16, for older GPUs, has a loss scale
+    that finds its value by itself: a step whose gradient overflows is left out, and the next one has half the scale."""
+    on_failure: FailureSettings = StopSettings()
+    """What happens after a step that went wrong, by name: see `failure_settings.py`."""
     num_replicas: int | None = Field(default=None, ge=1)
     """Replicas that share each batch; null takes every GPU, or the CPU as one."""
     evaluate_every_epochs: int | None = Field(default=None, ge=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from kerasllm.settings import Settings
+from kerasllm.training.objective_settings import ObjectiveSettings
+from kerasllm.training.optimizer_settings import PathPattern
 from kerasllm.training.schedule_settings import ScheduleSettings
 
 WHEN = ("at_step", "at_epoch", "at_share", "when_plateau")
@@ -19,6 +21,18 @@ class PlateauSettings(Settings):
     """Evaluations in a row without a better value."""
 
 
+class BlendSettings(Settings):
+    """Layers of normalization that are blended in or out."""
+
+    layers: PathPattern
+    """Regular expression, found anywhere in a layer's path, such as `encoder_layer_.*/normalization`."""
+    over_steps: int = Field(ge=1)
+    """Optimizer steps from one end to the other."""
+
+    def __str__(self) -> str:
+        return f"{self.layers} over {self.over_steps:,} steps"
+
+
 class TickSettings(Settings):
     """One moment of the timeline, and the changes that count from the next optimizer step on."""
 
@@ -29,21 +43,32 @@ class TickSettings(Settings):
     at_share: float | None = Field(default=None, ge=0, lt=1)
     """Share of all optimizer steps."""
     when_plateau: PlateauSettings | None = None
-    freeze: str | None = None
+    freeze: PathPattern | None = None
     """Regular expression, found anywhere in a variable's path; what it matches is trained no longer. The optimizer
     keeps what it knows of a frozen variable."""
-    unfreeze: str | None = None
+    unfreeze: PathPattern | None = None
     """The opposite of `freeze`."""
     learning_rate_factor: float | None = Field(default=None, gt=0)
     """The learning rate is multiplied by it, from here on."""
     schedule: ScheduleSettings | None = None
     """A new schedule, from the rate of this moment, over the steps that are left."""
+    objective: ObjectiveSettings | None = None
+    """As `training.objective`: what is minimised from here on."""
+    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
+    """As `training.label_smoothing`."""
+    augmentation: bool | None = None
+    """Whether the list `augmentation` of the recipe is applied from here on; before the first of these ticks it is."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Rate of every dropout layer that has had one."""
     accumulate_batches: int | None = Field(default=None, ge=1)
     """As `training.accumulate_batches`: the effective batch grows. Not with `at_share`, which depends on it."""
     average_decay: float | None = Field(default=None, ge=0, lt=1)
     """As `training.average_decay`; the average begins with the weights of this moment."""
+    open_normalization: BlendSettings | None = None
+    """From here on g goes from 0 to 1 in (1 - g) x + g norm(x). Before the first such tick a layer that is opened only
+    hands its input on, and one that is closed normalizes."""
+    close_normalization: BlendSettings | None = None
+    """The opposite of `open_normalization`."""
 
     @property
     def actions(self) -> dict[str, object]:

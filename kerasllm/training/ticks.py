@@ -8,7 +8,6 @@ step. A plateau is found by the evaluations; how often each has happened is save
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import tensorflow as tf
 
 from kerasllm.errors import UserError
 from kerasllm.training.callbacks import StepCallback, score_of
+from kerasllm.training.objectives import PhasedObjective
 from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import TrainingSettings
 from kerasllm.training.tick_settings import TickSettings
@@ -44,9 +44,9 @@ def resolve_ticks(
     """Gives every tick its step, in the order of the steps; those at one step in the order of the recipe.
 
     Raises:
-        UserError: a tick comes after the end of the training.
+        UserError: a tick comes after the end of the training, or two of them set one thing at one moment.
     """
-    resolved = []
+    resolved: list[Tick] = []
     for settings, place in zip(ticks, places, strict=True):
         step = settings.at_step
         if settings.at_share is not None:
@@ -55,12 +55,27 @@ def resolve_ticks(
             step = epoch_starts[settings.at_epoch] if settings.at_epoch < len(epoch_starts) - 1 else total_steps
         if step is not None and step >= total_steps:
             raise UserError(f"{place}: comes after the end of the training, which has {total_steps:,} steps; move it")
+        _check_alone(settings, step, place, resolved)
         resolved.append(Tick(step, settings, place))
     return sorted(resolved, key=lambda tick: -1 if tick.step is None else tick.step)
 
 
+ADDING = {"freeze", "unfreeze", "learning_rate_factor", "open_normalization", "close_normalization"}
+"""Actions that several ticks of one moment can have; each of the others sets one value."""
+
+
+def _check_alone(settings: TickSettings, step: int | None, place: str, others: Sequence[Tick]) -> None:
+    """Raises UserError if another tick of the step sets what these settings set."""
+    for other in others:
+        both = settings.actions.keys() & other.settings.actions.keys() - ADDING
+        if step is not None and other.step == step and both:
+            first = other.place.rpartition(" ")[2]
+            raise UserError(f"{place}.{min(both)}: is set at step {step:,} by {first} too; leave one of them out")
+
+
 class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate of a whole timeline: each piece from its step on, times what the plateaus have left of it.
+    """The learning rate of a whole timeline: each piece from its step on, times what the plateaus have left of it, and
+    what going back to a checkpoint has.
 
     Args:
         first: the schedule that the training begins with.
@@ -78,6 +93,7 @@ class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
             if tick.step is not None:
                 self._add_piece(tick, total_steps)
         self.plateau_factor = tf.Variable(1.0, trainable=False, name="plateau_factor")
+        self.roll_back_factor = tf.Variable(1.0, trainable=False, name="roll_back_factor")
 
     def _add_piece(self, tick: Tick, total_steps: int) -> None:
         _, schedule, factor = self.pieces[-1]
@@ -95,17 +111,25 @@ class TimelineSchedule(keras.optimizers.schedules.LearningRateSchedule):
         rate = tf.constant(0.0)
         for start, schedule, factor in self.pieces:
             rate = tf.where(step >= start, tf.cast(schedule(step), tf.float32) * factor, rate)
-        return rate * self.plateau_factor
+        return rate * self.plateau_factor * self.roll_back_factor
 
     def get_config(self) -> dict:
         raise NotImplementedError("a timeline is made from the recipe")
 
 
+def values_of(name: str, first: Any, ticks: Sequence[Tick]) -> list[tuple[int, Any]]:
+    """What an action that sets a value makes of it: (first step, value) in the order of the steps, the first at 0."""
+    changes = {0: first}
+    for tick in ticks:
+        if tick.step is not None and getattr(tick.settings, name) is not None:
+            changes[tick.step] = getattr(tick.settings, name)
+    return list(changes.items())
+
+
 def average_decay(settings: TrainingSettings, ticks: Sequence[Tick]) -> Callable[[tf.Tensor], tf.Tensor] | None:
     """The decay of the moving average, by the steps done with the one that is averaged: 0 until the average begins,
     and for its first step, whose weights it copies. None where no average is asked for."""
-    changes = [(0, settings.average_decay or 0.0)]
-    changes += [(tick.step, tick.settings.average_decay) for tick in ticks if tick.settings.average_decay is not None]
+    changes = values_of("average_decay", settings.average_decay or 0.0, ticks)
     if not any(decay for _, decay in changes):
         return None
 
@@ -119,18 +143,20 @@ def average_decay(settings: TrainingSettings, ticks: Sequence[Tick]) -> Callable
 
 
 class Timeline:
-    """What is frozen and dropped at each step of a model's training.
+    """What is frozen, dropped and minimised at each step of a model's training.
 
     Args:
         model: built.
         ticks: from `resolve_ticks`.
+        objective: that the model is trained on; None leaves it.
 
     Raises:
-        UserError: a pattern matches no variable, or one moment both freezes and unfreezes a variable.
+        UserError: a pattern matches no variable, one moment both freezes and unfreezes a variable, nothing is left that
+            is trained, or there is no dropout that could be changed.
     """
 
-    def __init__(self, model: keras.Model, ticks: Sequence[Tick]):
-        self.ticks = ticks
+    def __init__(self, model: keras.Model, ticks: Sequence[Tick], objective: PhasedObjective | None = None):
+        self.ticks, self.objective = ticks, objective or PhasedObjective([(0, None)])
         self._variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.trainable_variables}
         self._dropouts = [(layer, layer.rate) for layer in model._flatten_layers() if getattr(layer, "rate", 0)]
         self._check()
@@ -145,7 +171,7 @@ class Timeline:
         paths = list(self._variables)
         try:
             found = matches_of(pattern, paths)
-        except (UserError, re.error) as error:
+        except UserError as error:
             raise UserError(f"{place}: {error}") from error
         return {path for path, matches in zip(paths, found, strict=True) if matches}
 
@@ -158,6 +184,10 @@ class Timeline:
                     before = touched.setdefault((tick.step, path), action)
                     if before != action:
                         raise UserError(f"{tick.place}: {path} is both frozen and unfrozen at step {tick.step:,}")
+            if tick.settings.dropout is not None and not self._dropouts:
+                raise UserError(f"{tick.place}.dropout: the model has no dropout; begin with a small rate of it")
+            if tick.settings.freeze and len(self.frozen(tick.step)) == len(self._variables):
+                raise UserError(f"{tick.place}.freeze: nothing is left to be trained; freeze less")
 
     def frozen(self, step: int) -> set[str]:
         """Paths of the variables that are not trained after `step` steps."""
@@ -183,10 +213,12 @@ class Timeline:
         rates = [tick.settings.dropout for tick in self._until(step) if tick.settings.dropout is not None]
         for layer, rate in self._dropouts:
             layer.rate = rates[-1] if rates else rate
+        self.objective.set_phase(step)
         return self._phase() != before
 
-    def _phase(self) -> tuple[list[bool], list[float]]:
-        return [v.trainable for v in self._variables.values()], [layer.rate for layer, _ in self._dropouts]
+    def _phase(self) -> tuple:
+        trainable = [variable.trainable for variable in self._variables.values()]
+        return trainable, [layer.rate for layer, _ in self._dropouts], self.objective.objective
 
     def changes_at(self, step: int) -> str:
         """What the ticks of a step change, in words."""
@@ -208,7 +240,7 @@ class Timeline:
 
 
 def _shown(value: Any) -> str:
-    return getattr(value, "name", None) or str(value)
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else getattr(value, "name", None) or str(value)
 
 
 class Ticking(StepCallback):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kerasllm.training.adversarial import Objective
+from kerasllm.training.normalization_gates import Gate
 from kerasllm.training.optimizers import add_penalty_gradients
+from kerasllm.training.step_guard import StepGuard
 
 DRAWS_PER_STEP = 1024  # of one layer; one that draws more often begins to repeat what it will draw in the next step
 
@@ -25,6 +27,9 @@ class Trainer(keras.Model):
     2. the gradients and the weights $W = \sum_i w_i$ are summed over the replicas, and the one divided by the other;
     3. that is the gradient of the mean over the whole global batch: it is clipped, then applied.
 
+    With a guard, a step that it does not let count changes nothing but the optimizer's `iterations` and what the guard
+    itself keeps: weights, the optimizer's slots and the average have the same bits as before.
+
     Args:
         model: the Keras model to train, already built.
         objective: `objective(model, batch, training) -> (losses [B, T], weights [B, T])`, not yet reduced.
@@ -33,6 +38,12 @@ class Trainer(keras.Model):
         average_decay: function of the step, int64 scalar, that gives the decay of the moving average of the weights
             $\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ ([Polyak and Juditsky, 1992](
             https://doi.org/10.1137/0330046)); None keeps no average.
+        gates: of the model; each is set after a step to its value for the next one, and is not averaged.
+        guard: decides which steps count, and scales the loss for float16; the optimizer is then one of
+            `build_optimizer`. Without it all steps count.
+
+    Attributes:
+        input_wait_seconds: that the last step of `fit` waited for its batch.
     """
 
     def __init__(
@@ -43,6 +54,8 @@ class Trainer(keras.Model):
         l1: float = 0.0,
         l2: float = 0.0,
         average_decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        gates: Sequence[Gate] = (),
+        guard: StepGuard | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -50,38 +63,76 @@ class Trainer(keras.Model):
         self.objective = objective
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
         self.average_decay = average_decay
-        self.averages = [_copy_of(weight) for weight in model.weights] if average_decay else []
+        self.gates, self.guard = gates, guard
+        self.input_wait_seconds = 0.0
+        self.averages = [_copy_of(weight) for weight in self.averaged_weights]
         weights = {id(weight) for weight in model.weights}
+        self.stop_requests = tf.Variable(0.0, trainable=False, name="stop_requests")
         self.generator_states = [variable for variable in model.variables if id(variable) not in weights]
         self.built = True
 
     @property
+    def averaged_weights(self) -> list[keras.Variable]:
+        """The weights of the model that a moving average is kept of, in the order of the averages."""
+        gated = {id(gate.variable) for gate in self.gates}
+        return [weight for weight in self.model.weights if self.average_decay and id(weight) not in gated]
+
+    @property
     def state_variables(self) -> list[keras.Variable]:
-        """What a run needs besides `answering_weights` to go on: the optimizer and, where an average of the weights
-        answers, the weights themselves."""
-        return [*self.optimizer.variables, *(self.model.weights if self.averages else [])]
+        """What a run needs besides `answering_weights` to go on: the optimizer, what the guard keeps and, where an
+        average of the weights answers, the weights themselves."""
+        guarded = self.guard.variables if self.guard else []
+        return [*self.optimizer.variables, *guarded, *(self.model.weights if self.averages else [])]
 
     @contextmanager
     def answering_weights(self) -> Iterator[list[keras.Variable]]:
         """The model's weights; inside the block they hold the moving average, where one is kept."""
-        weights = self.model.weights
-        trained = [np.array(weight.value) for weight in weights] if self.averages else []
-        _assign_all(weights if self.averages else [], self.averages)
+        trained = [weight.numpy() for weight in self.averaged_weights]
+        _assign_all(self.averaged_weights, self.averages)
         try:
-            yield weights
+            yield self.model.weights
         finally:
-            _assign_all(weights if self.averages else [], trained)
+            _assign_all(self.averaged_weights, trained)
 
     def start_averages(self) -> None:
         """Sets the average to the weights of this moment."""
-        _assign_all(self.averages, self.model.weights if self.averages else [])
+        _assign_all(self.averages, self.averaged_weights)
 
     def call(self, inputs, training: bool = False):
         """The model itself."""
         return self.model(inputs, training=training)
 
+    def request_stop(self) -> None:
+        """Lets the figures of the next step say, on every worker, that one of them is to stop."""
+        self.stop_requests.assign(1.0)
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
         """Everything is built when the trainer is made; Keras would draw a batch to build it again."""
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes the function that `fit` calls for each step; it also measures how long the step waits for its batch.
+
+        Keras's own averages the figures over replicas, which fails where these are on several machines (keras #20585);
+        here every replica has those of the global batch already.
+        """
+        if self.train_function is not None and not force:
+            return
+        strategy, step = self.distribute_strategy, None
+
+        def step_of(batches):
+            figures = strategy.run(self.train_step, args=(batches,))
+            return {name: strategy.experimental_local_results(each)[0] for name, each in figures.items()}
+
+        def train_function(iterator):
+            nonlocal step
+            began = time.perf_counter()
+            batches = iterator.get_next()  # outside of the graph, where no clock may be read in deterministic runs
+            self.input_wait_seconds = time.perf_counter() - began
+            if step is None:  # traced once, for batches of every size
+                step = tf.function(step_of, input_signature=[iterator.element_spec], autograph=False)
+            return step(batches)
+
+        self.train_function = train_function
 
     def train_step(self, batches: Sequence[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """One optimizer step, in replica context.
@@ -91,34 +142,69 @@ class Trainer(keras.Model):
 
         Returns:
             Figures of the global batch: `loss` (mean over its weights), `tokens` (sum of its weights),
-            `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`.
+            `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`, `stop_requests` (of
+            all replicas, see `request_stop`), and those of the guard.
         """
-        replica = tf.distribute.get_replica_context()
         variables = self.model.trainable_variables
-        self._seed_step()
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        totals, gradients = self._sum_of_micro_batches(batches, variables)
-        loss, weight, positions = tf.unstack(sum_over_replicas(replica, totals))
-        weight = tf.maximum(weight, 1e-9)
-        gradients = [gradient / weight for gradient in sum_over_replicas(replica, gradients)]
-        gradients = add_penalty_gradients(gradients, variables, self.l1, self.l2)
+        untrained = self.model.non_trainable_weights if self.guard else []
+        before = [tf.convert_to_tensor(weight.value) for weight in untrained]
+        (loss, weight, positions, stop_requests), gradients = self.gradient_of(batches)
         norm = tf.linalg.global_norm(gradients)
+        applies, guarded = self.guard.judge(loss / weight, norm) if self.guard else (None, {})
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        # The optimizer sums over replicas again what is already the sum on each of them.
-        count = replica.num_replicas_in_sync
-        self.optimizer.apply(gradients if count == 1 else [g / count for g in gradients], variables)
-        if self.average_decay is not None:
-            decay = self.average_decay(self.optimizer.iterations.value)
-            for average, variable in zip(self.averages, self.model.weights, strict=True):
-                average.assign(variable + decay * (average - variable))
+        self._apply(gradients, variables, applies)
+        if applies is not None:
+            put_back_unless(applies, untrained, before)
+        for gate in self.gates:
+            gate.set(self.optimizer.iterations.value)
         return {
             "loss": loss / weight,
             "tokens": weight,
             "padding_share": 1.0 - weight / positions,
             "gradient_norm": norm,
             "learning_rate": learning_rate,
+            "stop_requests": stop_requests,
+            **guarded,
         }
+
+    def gradient_of(self, batches: Sequence[dict[str, tf.Tensor]]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """The gradient of the whole global batch, in replica context; nothing is applied.
+
+        Args:
+            batches: as in `train_step`.
+
+        Returns:
+            Sums over the global batch: of weighted losses, of weights, of positions, and of requests to stop; and for
+            each trainable variable the gradient of the mean loss and the penalties, not clipped.
+        """
+        replica = tf.distribute.get_replica_context()
+        variables = self.model.trainable_variables
+        self._seed_step()
+        scale = self.guard.loss_scale.scale.value if self.guard and self.guard.loss_scale else None
+        totals, gradients = self._sum_of_micro_batches(batches, variables, scale)
+        totals = tf.concat([totals, [self.stop_requests]], axis=0)
+        loss, weight, positions, stop_requests = tf.unstack(sum_over_replicas(replica, totals))
+        weight = tf.maximum(weight, 1e-9)
+        divisor = weight if scale is None else weight * scale
+        gradients = [gradient / divisor for gradient in sum_over_replicas(replica, gradients)]
+        return [loss, weight, positions, stop_requests], add_penalty_gradients(gradients, variables, self.l1, self.l2)
+
+    def _apply(self, gradients: list[tf.Tensor], variables: list[keras.Variable], applies: tf.Tensor | None) -> None:
+        """One step of the optimizer and of the average, if it applies; always where `applies` is None."""
+        # The optimizer sums over replicas again what is already the sum on each of them.
+        count = tf.distribute.get_replica_context().num_replicas_in_sync
+        gradients = gradients if count == 1 else [gradient / count for gradient in gradients]
+        if applies is None:
+            self.optimizer.apply(gradients, variables)
+        else:
+            self.optimizer.apply_if(applies, gradients, variables)
+        if self.average_decay is not None:
+            decay = self.average_decay(self.optimizer.iterations.value)
+            for average, variable in zip(self.averages, self.averaged_weights, strict=True):
+                after = variable + decay * (average - variable)
+                average.assign(after if applies is None else tf.where(applies, after, average.value))
 
     def _seed_step(self) -> None:
         """Sets each random generator of the model, such as that of a dropout layer, to its state of this step.
@@ -130,16 +216,21 @@ class Trainer(keras.Model):
         for state in self.generator_states:
             state.assign(tf.stack([state.value[0], tf.cast(step * DRAWS_PER_STEP, state.dtype)]))
 
-    def _sum_of_micro_batches(self, batches, variables) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """[weighted losses, weights, positions], and the gradient of the first, summed over this replica's batches."""
+    def _sum_of_micro_batches(self, batches, variables, scale) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """[weighted losses, weights, positions], and the gradient of the first, summed over this replica's batches.
+
+        The gradient, and it alone, is that of `scale` times the losses.
+        """
         totals, gradients = tf.zeros([3]), []
         for batch in batches:
             # Each begins when the one before is done, so that only one is in memory.
             with tf.control_dependencies(gradients), tf.GradientTape() as tape:
                 losses, weights = self.objective(self.model, batch, training=True)
-                loss = tf.reduce_sum(losses * weights)
+                weights = tf.cast(weights, tf.float32)
+                loss = tf.reduce_sum(tf.cast(losses, tf.float32) * weights)
+                scaled = loss if scale is None else loss * scale
             # An embedding's gradient is a list of rows; two of them may be the same row, which a norm would not see.
-            found = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
+            found = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, [v.value for v in variables])]
             gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
             totals += tf.stack([loss, tf.reduce_sum(weights), tf.cast(tf.size(weights), weights.dtype)])
         return totals, gradients
@@ -148,13 +239,35 @@ class Trainer(keras.Model):
 def _copy_of(weight: keras.Variable) -> keras.Variable:
     """A variable of the same value; as all replicas change it alike, the value of the first is taken."""
     return keras.Variable(
-        np.array(weight.value), trainable=False, name=f"average_{weight.name}", aggregation="only_first_replica"
+        weight.numpy(), trainable=False, name=f"average_{weight.name}", aggregation="only_first_replica"
     )
 
 
 def _assign_all(variables: Sequence[keras.Variable], values: Sequence) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def put_back_unless(applies: tf.Tensor, variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
+    """Gives variables their values back where `applies` is false, in replica context.
+
+    What they lose is what the forward pass wrote to them, such as the running statistics of a normalization.
+    """
+
+    def put_back(variable: tf.Variable, value: tf.Tensor, applies: tf.Tensor) -> None:
+        def assign() -> tf.Tensor:
+            variable.assign(value)
+            return tf.constant(False)
+
+        tf.cond(applies, lambda: tf.constant(True), assign)
+
+    # Each replica's copy by itself: an assignment in replica context may take the mean of them, which rounds.
+    def on_all_replicas(strategy: tf.distribute.Strategy, applies: tf.Tensor, values: list[tf.Tensor]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable.value, put_back, args=(value, applies), group=False)
+
+    if variables:
+        tf.distribute.get_replica_context().merge_call(on_all_replicas, args=(applies, list(values)))
 
 
 def sum_over_replicas(replica: tf.distribute.ReplicaContext, values):

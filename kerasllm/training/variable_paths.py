@@ -18,8 +18,11 @@ def is_bias_or_norm(path: str) -> bool:
     return BIAS_OR_NORM.search(path) is not None
 
 
-def matches_of(pattern: str, paths: Sequence[str]) -> list[bool]:
+def matches_of(pattern: str, paths: Sequence[str], what: str = "variable") -> list[bool]:
     """For each path whether a regular expression is found in it.
+
+    Args:
+        what: has such a path.
 
     Raises:
         UserError: it is found in none; the nearest paths, or beginnings of them, are named.
@@ -29,7 +32,8 @@ def matches_of(pattern: str, paths: Sequence[str]) -> list[bool]:
         parts = [path.split("/") for path in paths]
         names = dict.fromkeys("/".join(each[:length]) for each in parts for length in range(1, len(each) + 1))
         nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-        raise UserError(f"'{pattern}' matches no variable; the nearest are {', '.join(nearest)}")
+        hint = f"the nearest are {', '.join(nearest)}" if nearest else "the model has none"
+        raise UserError(f"'{pattern}' matches no {what}; {hint}")
     return found
 
 

@@ -190,3 +190,22 @@ def test_accumulated_batches_make_one_step(make_examples, num_replicas, micro_ba
     rest = stream.dataset().take(total - num_replicas * (steps[0] + 1)).as_numpy_iterator()
     expected = elements[(steps[0] + 1) * num_replicas :]
     assert [rows_in(element) for element in rest] == [rows_in(element) for element in expected]
+
+
+@pytest.mark.parametrize(("num_processes", "micro_batches"), [(2, 1), (2, 3), (4, 2)])
+def test_processes_share_the_replicas_of_each_step(make_examples, num_processes, micro_batches):
+    """Put together again step by step, what the processes make is what a single one makes for all four replicas."""
+    lengths = np.random.default_rng(0).integers(1, 6, (30, 2))
+
+    def elements(process, processes):
+        stream = BatchStream(make_examples(lengths), settings(), 0, 4, micro_batches)
+        stream.accumulation = Accumulation(((0, 1), (2, 2)))
+        return list(stream.dataset(process, processes).take(24 // processes).as_numpy_iterator())
+
+    share = 4 // num_processes
+    shares = [elements(process, num_processes) for process in range(num_processes)]
+    joined = [element for step in range(6) for mine in shares for element in mine[step * share : (step + 1) * share]]
+    for ours, theirs in zip(joined, elements(0, 1), strict=True):
+        for part, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(part["a"], other["a"])
+            np.testing.assert_array_equal(part["b"], other["b"])

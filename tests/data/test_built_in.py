@@ -48,9 +48,7 @@ def test_slopes_have_the_size_that_is_said():
 
 
 def test_the_language_of_a_date_follows_from_its_text():
-    records = [
-        record for split in ("train", "test") for record in generate_date_languages(split, 1500, seed=0)
-    ]
+    records = [record for split in ("train", "test") for record in generate_date_languages(split, 1500, seed=0)]
     labels = {}
     for record in records:
         assert labels.setdefault(record["text"].lower(), record["label"]) == record["label"]

@@ -291,7 +291,7 @@ class Classify(Task):
 
 
 def classify(folder, test_label):
-    (folder / "train.csv").write_text("text,label,amount\nwarm,\"sun,dry\",0.25\nwet,rain,-3\n")
+    (folder / "train.csv").write_text('text,label,amount\nwarm,"sun,dry",0.25\nwet,rain,-3\n')
     (folder / "test.csv").write_text(f"text,label,amount\nwarm,{test_label},1e-3\n")
     columns = {name: name for name in Classify.fields}
     data = TableSettings(source="table", train="train.csv", test="test.csv", columns=columns)
@@ -318,3 +318,15 @@ def test_a_label_that_training_does_not_have(folder):
     with pytest.raises(UserError, match=r"data\.test: record 1: label 'rein' does not .*data\.train; .*'rain'"):
         classify(folder, "rein")
     assert list((folder / "cache" / "prepared").iterdir()) == []
+
+
+def test_a_published_vocabulary_counts_by_its_content(folder):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "ein", "hund"]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+    wordpiece = recipe(tokenizer=TokenizerSettings(kind="wordpiece", vocabulary="vocab.txt", lowercase=True))
+    prepared = prepare_data(wordpiece, folder)
+    assert prepared.vocabulary_size == 9
+    assert prepared.examples("train").features["decoder_token_ids"][0].tolist() == [7, 8, 3]
+    before = preparation_key(wordpiece, folder)
+    (folder / "vocab.txt").write_text("\n".join([*tokens, "cat"]))
+    assert preparation_key(wordpiece, folder) != before

@@ -2,7 +2,14 @@
 
 import pytest
 
-from kerasllm.data.settings import BatchingSettings, CleaningSettings, DataSettings, TokenizerSettings, table_kind
+from kerasllm.data.settings import (
+    AugmentationSettings,
+    BatchingSettings,
+    CleaningSettings,
+    DataSettings,
+    TokenizerSettings,
+    table_kind,
+)
 from kerasllm.errors import UserError
 from kerasllm.settings import Settings, build_settings, load_document
 
@@ -12,6 +19,7 @@ class Recipe(Settings):
     cleaning: CleaningSettings = CleaningSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     batching: BatchingSettings = BatchingSettings()
+    augmentation: tuple[AugmentationSettings, ...] = ()
 
 
 DATES = "data: {source: built_in, name: dates, train: 60}\n"
@@ -62,6 +70,10 @@ def test_every_source(build, section, splits):
         (f"{DATES}tokenizer: {{kind: words, model: bpe}}", "'model' is for kind: subwords only"),
         (f"{DATES}batching: {{tokens_per_batch: 8, max_sequence_length: 9}}", "length 9 exceeds tokens_per_batch 8"),
         (f"{DATES}batching: {{tokens_per_batch: 512, global_batch_size: 8}}", "give either tokens_per_batch or global"),
+        (f"{DATES}augmentation: [{{name: shift, pixels: 1}}, {{name: cut}}]", r"\[1\]\.name: unknown value .*'cutout'"),
+        (f"{DATES}augmentation: [{{name: token_dropout, rate: 1}}]", r"\[0\]\.rate: must be less than 1"),
+        (f"{DATES}augmentation: [{{name: shift, pixel: 1}}]", r"\[0\]\.pixel: unknown key; did you mean 'pixels'"),
+        (f"{DATES}augmentation: [{{name: cutout}}]", r"augmentation\[0\]\.size: is missing"),
     ],
 )
 def test_a_mistake_is_named(build, text, message):

@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from kerasllm.errors import UserError
@@ -14,6 +17,8 @@ from kerasllm.run_directory import RunDirectory
 from kerasllm.serving import saved_model
 from kerasllm.stages import export as stage
 from kerasllm.stages.predict import predict
+from kerasllm.trained_run import answer_texts, load_run
+from kerasllm.training.checkpoints import Checkpoint, Checkpoints
 
 SAMPLE_TEXTS = stage.sample_texts
 TEXTS = ["5. März 2021", "on the 3rd", "a", "bb a", "", "日本", "bb bb bb bb", "a a", "b"]
@@ -222,9 +227,32 @@ def test_exported_run_answers_as_predict_does(trained_run, tmp_path, monkeypatch
     assert [row["score"] for row in served] == pytest.approx([row["score"] for row in predicted], abs=1e-4)
 
 
-def test_samples_are_validation_sentences(trained_run):
-    from kerasllm.trained_run import load_run
+def test_a_gate_that_is_not_fully_open_answers_and_is_exported_with_its_value(trained_run, tmp_path, monkeypatch):
+    """The export itself compares a fresh process with this one; here that its answers are those of the gate."""
+    monkeypatch.setenv("KERASLLM_CACHE", str(trained_run.parent / "cache"))
+    copy, scores = tmp_path / "run", {}
+    shutil.copytree(trained_run, copy)
+    ticks = "ticks: [{at_step: 0, open_normalization: {layers: ^decoder_norm$, over_steps: 60}}]"
+    recipe = (copy / "recipe.yaml").read_text("utf-8")
+    assert "ticks: []" in recipe
+    (copy / "recipe.yaml").write_text(recipe.replace("ticks: []", ticks), "utf-8")
+    weights = Checkpoint(copy / "checkpoints" / "chosen").load("weights")
+    checkpoints = Checkpoints(copy / "checkpoints")
+    for gate in (1.0, 0.4):
+        checkpoints.choose({**weights, "decoder_norm/gate": np.float32(gate)}, {})
+        loaded = load_run(copy)
+        assert loaded.model.decoder_norm.normalization_gate.numpy() == np.float32(gate)
+        scores[gate] = [answer["score"] for answer in answer_texts(loaded.task, ["May 5, 1961"], "predict")]
+    plain = load_run(trained_run)
+    assert scores[1.0] == [answer["score"] for answer in answer_texts(plain.task, ["May 5, 1961"], "predict")]
+    assert abs(scores[0.4][0] - scores[1.0][0]) > 0.01
+    exported = stage.export(copy, tmp_path / "saved_models" / "dates")
+    request = {"signature_name": saved_model.ENDPOINT, "inputs": ["May 5, 1961"]}
+    (reply,) = stage.answer_in_fresh_process(Path(exported["path"]), [request])
+    assert reply["outputs"]["score"] == pytest.approx(scores[0.4], abs=1e-4)
 
+
+def test_samples_are_validation_sentences(trained_run):
     samples = [text for (text,) in SAMPLE_TEXTS(load_run(trained_run))]
     assert samples[stage.NUM_SENTENCES :] == list(stage.ODD_TEXTS)
     assert len(set(samples)) == len(samples)

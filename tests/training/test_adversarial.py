@@ -281,7 +281,7 @@ def test_an_input_that_is_not_there_or_not_float_is_named():
 
 
 def test_a_model_without_an_embedding_is_refused():
-    with pytest.raises(UserError, match=r"training\.objective: the model has no embedding .* use pgd_input"):
+    with pytest.raises(UserError, match=r"^the model has no embedding .* use pgd_input"):
         Fgm(Supervised(ImageTask()), 1.0)(Image(), IMAGES, training=True)
 
 

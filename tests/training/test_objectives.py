@@ -6,10 +6,18 @@ import pydantic
 import pytest
 import tensorflow as tf
 
+from kerasllm.errors import UserError
 from kerasllm.models.encoder_decoder import EncoderDecoder
 from kerasllm.training.adversarial import Fgm, FreeLb, PgdInput
 from kerasllm.training.objective_settings import ObjectiveSettings, PgdInputSettings
-from kerasllm.training.objectives import RDrop, Supervised, build_objective, cross_entropy, symmetric_divergence
+from kerasllm.training.objectives import (
+    RDrop,
+    Supervised,
+    build_objective,
+    check_objective,
+    cross_entropy,
+    symmetric_divergence,
+)
 from kerasllm.training.trainer import Trainer
 
 
@@ -122,6 +130,39 @@ def test_a_recipe_names_what_is_built():
     on_input = build_objective(PgdInputSettings(name="pgd_input", **arguments), Sequences(), 0.0, 1, tf.Variable(0))
     assert type(on_input) is PgdInput
     assert {name: getattr(on_input, name) for name in arguments} == arguments
+
+
+def pgd_on(name):
+    return {"name": "pgd_input", "input": name, "epsilon": 0.1, "step_size": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            NAMED["fgm"],
+            "^r.yaml:4: training.objective: the model has no embedding that can be perturbed; use pgd_input",
+        ),
+        (NAMED["free_lb"], "^r.yaml:4: training.objective: the model has no embedding"),
+        (
+            pgd_on("labels"),
+            r"^r.yaml:4: training.objective: no float input 'labels'; the batch has image \(float",
+        ),
+        (pgd_on("picture"), "training.objective: no float input 'picture'"),
+        ({**pgd_on("image"), "around": NAMED["fgm"]}, "^r.yaml:4: training.objective.around: the model has no emb"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_refused_with_its_place(settings, message):
+    inputs = {"image": tf.float32, "labels": tf.int32}
+    settings = pydantic.TypeAdapter(ObjectiveSettings).validate_python(settings)
+    with pytest.raises(UserError, match=message):
+        check_objective(settings, keras.layers.Dense(1), inputs, "r.yaml:4: training.objective")
+
+
+@each_objective
+def test_an_objective_that_fits(name):
+    settings = pydantic.TypeAdapter(ObjectiveSettings).validate_python(NAMED[name])
+    check_objective(settings, small_model(0.0), {}, "r.yaml:4: training.objective")
 
 
 @each_objective

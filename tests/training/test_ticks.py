@@ -10,11 +10,12 @@ import tensorflow as tf
 
 from kerasllm.errors import UserError
 from kerasllm.models.encoder_decoder import EncoderDecoder
+from kerasllm.training.objectives import PhasedObjective
 from kerasllm.training.schedule_settings import ConstantSettings, CosineSettings
 from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import TrainingSettings
 from kerasllm.training.tick_settings import PlateauSettings, TickSettings
-from kerasllm.training.ticks import Ticking, Timeline, TimelineSchedule, average_decay, resolve_ticks
+from kerasllm.training.ticks import Ticking, Timeline, TimelineSchedule, average_decay, resolve_ticks, values_of
 from kerasllm.training.trainer import Trainer
 
 TOTAL = 100
@@ -62,6 +63,47 @@ def test_a_tick_after_the_end_is_refused(when):
         UserError, match=r"recipe.yaml:0: ticks\[0\]: comes after the end of the training, .* 100 steps"
     ):
         resolved(TickSettings(learning_rate_factor=0.5, **when))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"at_step": 40, "dropout": 0.1},
+            {"at_epoch": 1, "dropout": 0.2},
+            r"^recipe.yaml:1: ticks\[1\]\.dropout: is set at step 40 by ticks\[0\] too; leave one of them out",
+        ),
+        (
+            {"at_share": 0.4, "augmentation": True},
+            {"at_epoch": 1, "augmentation": False},
+            r"^recipe.yaml:1: ticks\[1\]\.augmentation: is set at step 40 by ticks\[0\] too",
+        ),
+        (
+            {"at_step": 2, "schedule": {"name": "constant"}, "label_smoothing": 0.1},
+            {"at_step": 2, "label_smoothing": 0.1},
+            r"ticks\[1\]\.label_smoothing: is set at step 2 by",
+        ),
+    ],
+)
+def test_one_thing_cannot_be_set_twice_at_one_moment(first, second, message):
+    ticks = [TickSettings.model_validate_json(json.dumps(tick)) for tick in (first, second)]
+    with pytest.raises(UserError, match=message):
+        resolved(*ticks)
+
+
+def test_what_adds_up_can_stand_in_several_ticks_of_one_moment():
+    ticks = [TickSettings(at_step=5, freeze=each, learning_rate_factor=0.5) for each in ("encoder", "decoder")]
+    assert rates(resolved(*ticks), [5]) == [0.25]
+
+
+def test_the_values_of_an_action():
+    ticks = resolved(
+        TickSettings(at_step=9, augmentation=True),
+        TickSettings(at_step=0, augmentation=False),
+        TickSettings(at_step=5, dropout=0.1),
+    )
+    assert values_of("augmentation", True, ticks) == [(0, False), (9, True)]
+    assert values_of("label_smoothing", 0.1, ticks) == [(0, 0.1)]
 
 
 def test_factors_multiply_and_a_new_schedule_starts_from_the_rate_of_its_moment():
@@ -130,7 +172,11 @@ def test_dropout_changes_where_there_is_some_and_comes_back(model):
             [{"at_step": 0, "freeze": "encoder/.*"}],
             r"ticks\[0\]\.freeze: 'encoder/\.\*' matches no variable; .*encoder_",
         ),
-        ([{"at_step": 0, "freeze": "("}], r"ticks\[0\]\.freeze: missing \), unterminated subpattern"),
+        ([{"at_step": 7, "freeze": ".*"}], r"ticks\[0\]\.freeze: nothing is left to be trained; freeze less"),
+        (
+            [{"at_step": 2, "freeze": "coder_"}, {"at_step": 9, "freeze": "embedding"}],
+            r"ticks\[1\]\.freeze: nothing is left to be trained",
+        ),
         (
             [{"at_step": 3, "freeze": "embedding"}, {"at_step": 3, "unfreeze": ".*"}],
             r"ticks\[1\]: embedding/table is both frozen and unfrozen at step 3",
@@ -140,6 +186,55 @@ def test_dropout_changes_where_there_is_some_and_comes_back(model):
 def test_patterns_that_cannot_be_meant(model, ticks, message):
     with pytest.raises(UserError, match=message):
         Timeline(model, resolved(*(TickSettings(**tick) for tick in ticks)))
+
+
+def test_dropout_cannot_change_where_there_is_none():
+    layer = keras.layers.Dense(1)
+    layer.build((None, 1))
+    with pytest.raises(UserError, match=r"ticks\[0\]\.dropout: the model has no dropout; begin with a small rate"):
+        Timeline(layer, resolved(TickSettings(at_step=1, dropout=0.1)))
+
+
+def test_the_objective_changes_inside_one_fit():
+    """The graph is traced again; the losses are those of the objective of the step, as in a run that goes on there."""
+
+    def scaled(factor):
+        return lambda model, batch, training: (factor * model(batch), tf.ones([2, 1]))
+
+    def losses_of(start, steps):
+        layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+        layer.build((None, 1))
+        ticks = resolved(TickSettings(at_step=2, label_smoothing=0.1), TickSettings(at_step=4, label_smoothing=0.2))
+        objective = PhasedObjective([(0, scaled(1.0)), (2, scaled(10.0)), (4, scaled(100.0))])
+        schedule, timeline = timeline_schedule(ticks), Timeline(layer, ticks, objective)
+        trainer = Trainer(layer, objective)
+        trainer.compile(optimizer=keras.optimizers.SGD(0.0))
+        trainer.optimizer.iterations.assign(start)
+        ticking = Ticking(timeline, schedule, lambda: None, lambda step, text: None)
+        ticking.restore([], start)
+        losses = []
+        record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: losses.append(logs["loss"]))
+        dataset = tf.data.Dataset.from_tensors((tf.constant([[1.0], [3.0]]),)).repeat()
+        trainer.fit(dataset, steps_per_epoch=steps, verbose=0, callbacks=[ticking, record])
+        return losses
+
+    assert losses_of(0, 5) == [2.0, 2.0, 20.0, 20.0, 200.0]
+    assert losses_of(3, 2) == [20.0, 200.0]
+
+
+def test_the_table_names_every_action(model):
+    tick = {
+        "at_step": 9,
+        "objective": {"name": "r_drop", "alpha": 1.0},
+        "label_smoothing": 0.0,
+        "augmentation": False,
+        "open_normalization": {"layers": "encoder", "over_steps": 1500},
+    }
+    row = Timeline(model, resolved(TickSettings.model_validate_json(json.dumps(tick)))).rows()[1]
+    assert row[:2] == (
+        "9",
+        "objective r_drop, label_smoothing 0.0, augmentation off, open_normalization encoder over 1,500 steps",
+    )
 
 
 def test_a_frozen_variable_stays_and_goes_on_when_unfrozen(model):
@@ -218,6 +313,11 @@ def test_the_average_of_the_weights_by_hand():
         ({"at_step": 1, "at_epoch": 1, "freeze": "a"}, "found at_step and at_epoch"),
         ({"at_step": 1}, "changes nothing"),
         ({"when_plateau": {}, "freeze": "a"}, "when_plateau can change learning_rate_factor only"),
+        ({"at_step": 1, "freeze": "("}, r"'\(' is not a regular expression: missing \), unterminated subpattern"),
+        ({"at_step": 1, "open_normalization": {"layers": "(", "over_steps": 1}}, "'.' is not a regular expression"),
+        ({"at_step": 1, "open_normalization": {"layers": "a", "over_steps": 0}}, "greater than or equal to 1"),
+        ({"at_step": 1, "augmentation": "off"}, "should be a valid boolean"),
+        ({"when_plateau": {}, "augmentation": False}, "when_plateau can change learning_rate_factor only"),
         ({"at_share": 0.5, "accumulate_batches": 2}, "accumulate_batches needs at_step or at_epoch"),
     ],
 )

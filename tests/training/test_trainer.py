@@ -13,6 +13,7 @@ from kerasllm.environment import compute_precision
 from kerasllm.layers.dropout import Dropout
 from kerasllm.training.optimizer_settings import AdamWSettings
 from kerasllm.training.optimizers import build_optimizer
+from kerasllm.training.step_guard import LossScale, StepGuard
 from kerasllm.training.trainer import Trainer
 
 # Run in a process of its own: the number of devices is fixed when TensorFlow starts, and there is one strategy each.
@@ -27,9 +28,10 @@ from kerasllm.models.encoder_decoder import EncoderDecoder
 from kerasllm.training.objectives import cross_entropy
 from kerasllm.training.optimizer_settings import AdamWSettings
 from kerasllm.training.optimizers import build_optimizer
+from kerasllm.training.step_guard import LossScale, StepGuard
 from kerasllm.training.trainer import Trainer
 
-num_replicas, micro_batches = int(sys.argv[1]), int(sys.argv[2])
+num_replicas, micro_batches, is_scaled = (int(each) for each in sys.argv[1:])
 strategy = build_strategy(num_replicas)
 keras.utils.set_random_seed(1)
 
@@ -52,7 +54,8 @@ def objective(model, ids, training):
 
 with strategy.scope():
     model = EncoderDecoder(20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.0)
-    trainer = Trainer(model, objective, clip_norm=0.05)
+    guard = StepGuard(loss_scale=LossScale(growth_steps=3)) if is_scaled else None
+    trainer = Trainer(model, objective, clip_norm=0.05, average_decay=lambda step: tf.constant(0.5), guard=guard)
     optimizer = build_optimizer(AdamWSettings(epsilon=1e-4), 0.01, model.trainable_variables)
     trainer.compile(optimizer=optimizer)
 signature = (tf.TensorSpec([None, None], tf.int32),) * micro_batches
@@ -62,13 +65,13 @@ dataset = strategy.distribute_datasets_from_function(
 collected = []
 callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: collected.append(dict(logs)))
 trainer.fit(dataset, steps_per_epoch=8, shuffle=False, verbose=0, callbacks=[callback])
-weights = [variable.numpy().ravel().tolist() for variable in model.trainable_variables]
+weights = [variable.numpy().ravel().tolist() for variable in [*model.trainable_variables, *trainer.averages]]
 print(json.dumps({"weights": weights, "logs": collected}))
 """
 
 
-def trained(num_replicas, micro_batches):
-    command = [sys.executable, "-c", TRAIN, str(num_replicas), str(micro_batches)]
+def trained(num_replicas, micro_batches, is_scaled=0):
+    command = [sys.executable, "-c", TRAIN, *map(str, (num_replicas, micro_batches, is_scaled))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -78,14 +81,16 @@ def straight():
     return trained(1, 1)
 
 
-@pytest.mark.parametrize(("num_replicas", "micro_batches"), [(1, 3), (2, 1), (2, 3)])
-def test_a_step_is_the_same_however_the_batch_is_split(straight, num_replicas, micro_batches):
-    """With unequal padding and clipping; (2, 3) gives every micro-batch one row, some of them hardly a token."""
-    split = trained(num_replicas, micro_batches)
+@pytest.mark.parametrize(("num_replicas", "micro_batches", "is_scaled"), [(1, 3, 0), (2, 1, 0), (2, 3, 0), (2, 3, 1)])
+def test_a_step_is_the_same_however_the_batch_is_split(straight, num_replicas, micro_batches, is_scaled):
+    """With unequal padding, clipping and an average; (2, 3) gives every micro-batch one row, some of them hardly a
+    token. The last one has a loss scale besides, which is doubled on the way."""
+    split = trained(num_replicas, micro_batches, is_scaled)
     ours, theirs = (np.concatenate(each["weights"]) for each in (split, straight))
     assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
     for ours, theirs in zip(split["logs"], straight["logs"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-5)
+    assert [logs.get("loss_scale") for logs in split["logs"]][::3] == ([256, 512, 1024] if is_scaled else [None] * 3)
     assert straight["logs"][0]["gradient_norm"] > 0.05, "clipping must have had something to do"
     assert straight["logs"][0]["padding_share"] == pytest.approx(1 - 27 / 48)
 
@@ -166,7 +171,7 @@ def test_a_row_that_occurs_twice_counts_twice_in_the_norm():
     assert float(trainer.train_step([tf.constant([[1, 1]])])["gradient_norm"]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_one_batch_can_be_learnt_by_heart(precision):
     from kerasllm.models.encoder_decoder import EncoderDecoder
     from kerasllm.training.objectives import cross_entropy
@@ -181,7 +186,7 @@ def test_one_batch_can_be_learnt_by_heart(precision):
 
     with compute_precision(precision):
         model = EncoderDecoder(10, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=16, dropout=0.0)
-    trainer = Trainer(model, objective)
+    trainer = Trainer(model, objective, guard=StepGuard(loss_scale=LossScale()) if precision == "float16" else None)
     trainer.compile(optimizer=build_optimizer(AdamWSettings(), 0.02, model.trainable_variables))
     step = tf.function(trainer.train_step, autograph=False)
     losses = [float(step([{}])["loss"]) for _ in range(60)]

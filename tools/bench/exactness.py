@@ -3,8 +3,9 @@
     python tools/bench/exactness.py
 
 A small encoder-decoder is trained with AdamW on batches whose padding lies unevenly, for every combination of replicas
-(logical CPU devices), micro-batches, clipping and a moving average of the weights. Shown is the relative difference
-|w - w_whole| / |w_whole| over all weights in float32, of the weights and of their average.
+(logical CPU devices), micro-batches, clipping and loss scaling, with a moving average of the weights. Shown is the
+relative difference |w - w_whole| / |w_whole| over all weights in float32, of the weights and of their average. The
+loss scale is doubled every second step, so it takes four values in the run; "whole" has none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import subprocess
 import sys
 
-REPLICAS, MICRO_BATCHES, CLIP_NORMS = (1, 2), (1, 3), (None, 0.05)
+REPLICAS, MICRO_BATCHES, CLIP_NORMS, SCALED = (1, 2), (1, 3), (None, 0.05), (False, True)
 STEPS, DECAY = 8, 0.5
 
 
@@ -25,8 +26,8 @@ def train(num_replicas: int) -> None:
     configure()
     strategy = build_strategy(num_replicas)
     found = {}
-    for micro_batches, clip_norm in itertools.product(MICRO_BATCHES, CLIP_NORMS):
-        found[f"{micro_batches} {clip_norm}"] = trained_weights(strategy, micro_batches, clip_norm)
+    for split in itertools.product(MICRO_BATCHES, CLIP_NORMS, SCALED):
+        found[str(split)] = trained_weights(strategy, *split)
     print(json.dumps(found))
 
 
@@ -42,7 +43,7 @@ def batches():
         yield ids
 
 
-def trained_weights(strategy, micro_batches: int, clip_norm: float | None) -> list[list[float]]:
+def trained_weights(strategy, micro_batches: int, clip_norm: float | None, is_scaled: bool) -> list[list[float]]:
     """The weights after all steps, and their moving average, each as one flat list."""
     import keras
     import numpy as np
@@ -52,6 +53,7 @@ def trained_weights(strategy, micro_batches: int, clip_norm: float | None) -> li
     from kerasllm.training.objectives import cross_entropy
     from kerasllm.training.optimizer_settings import AdamWSettings
     from kerasllm.training.optimizers import build_optimizer
+    from kerasllm.training.step_guard import LossScale, StepGuard
     from kerasllm.training.trainer import Trainer
 
     def elements():
@@ -66,7 +68,8 @@ def trained_weights(strategy, micro_batches: int, clip_norm: float | None) -> li
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = EncoderDecoder(20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.0)
-        trainer = Trainer(model, objective, clip_norm, average_decay=lambda step: tf.constant(DECAY))
+        guard = StepGuard(loss_scale=LossScale(growth_steps=2)) if is_scaled else None
+        trainer = Trainer(model, objective, clip_norm, average_decay=lambda step: tf.constant(DECAY), guard=guard)
         trainer.compile(optimizer=build_optimizer(AdamWSettings(epsilon=1e-4), 0.01, model.trainable_variables))
     signature = (tf.TensorSpec([None, None], tf.int32),) * micro_batches
     dataset = strategy.distribute_datasets_from_function(
@@ -91,13 +94,15 @@ def main() -> None:
         command = [sys.executable, __file__, str(num_replicas)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         found[num_replicas] = json.loads(done.stdout.splitlines()[-1])
-    print("| replicas | micro-batches | clip norm | weights | their average |\n|---|---|---|---|---|")
-    for num_replicas, micro_batches, clip_norm in itertools.product(REPLICAS, MICRO_BATCHES, CLIP_NORMS):
-        split, whole = found[num_replicas][f"{micro_batches} {clip_norm}"], found[1][f"1 {clip_norm}"]
+    print("| replicas | micro-batches | clip norm | loss scale | weights | their average |\n|---|---|---|---|---|---|")
+    combinations = itertools.product(REPLICAS, MICRO_BATCHES, CLIP_NORMS, SCALED)
+    for num_replicas, micro_batches, clip_norm, scaled in combinations:
+        split = found[num_replicas][str((micro_batches, clip_norm, scaled))]
+        whole = found[1][str((1, clip_norm, False))]
         pairs = [(np.array(ours), np.array(theirs)) for ours, theirs in zip(split, whole, strict=True)]
         differences = [np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) for ours, theirs in pairs]
         shown = " | ".join(f"{difference:.1e}" for difference in differences)
-        print(f"| {num_replicas} | {micro_batches} | {clip_norm or 'none'} | {shown} |")
+        print(f"| {num_replicas} | {micro_batches} | {clip_norm or 'none'} | {'yes' if scaled else 'no'} | {shown} |")
 
 
 if __name__ == "__main__":

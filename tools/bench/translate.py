@@ -9,28 +9,14 @@ The peer prints `train tgt tok/s X` and `beam 5 sent/s X`. Nothing else should r
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+
+from side_by_side import compare, median_seconds
 
 FIGURES = {"training tokens/s": r"train tgt tok/s ([\d.]+)", "beam 5 sentences/s": r"beam 5 sent/s ([\d.]+)"}
 VOCABULARY_SIZE, BATCH_SIZE, LENGTH = 10_000, 128, 32
 SENTENCES, BEAM_SIZE = 64, 5
-
-
-def median_seconds(run: Callable[[], object], warm_up: int, count: int) -> float:
-    """The median of `count` timed calls, after `warm_up` calls that are not timed."""
-    seconds = []
-    for index in range(warm_up + count):
-        started = time.perf_counter()
-        run()
-        if index >= warm_up:
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 def measure() -> None:
@@ -82,27 +68,12 @@ def measure() -> None:
     print(f"beam {BEAM_SIZE} sent/s {SENTENCES / seconds:.1f}", flush=True)
 
 
-def compare(peer: str, rounds: int) -> None:
-    """Prints the figures of both, in turn, and the medians of the ratios."""
-    commands = {"ours": [sys.executable, __file__], "peer": shlex.split(peer)}
-    figures: dict[str, dict[str, list[float]]] = {name: {figure: [] for figure in FIGURES} for name in commands}
-    for _ in range(rounds):
-        for name, command in commands.items():
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            for figure, pattern in FIGURES.items():
-                figures[name][figure].append(float(re.search(pattern, output)[1]))
-    for figure in FIGURES:
-        ours, theirs = figures["ours"][figure], figures["peer"][figure]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        print(f"{figure}: ours {ours}, peer {theirs}, ratio {statistics.median(ratios):.2f}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="COMMAND", help="the peer's command")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.against:
-        compare(arguments.against, arguments.rounds)
+        compare(__file__, arguments.against, arguments.rounds, FIGURES)
     else:
         measure()
