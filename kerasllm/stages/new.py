@@ -7,9 +7,11 @@ import math
 import os
 import statistics
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from kerasllm.data.cleaning import Cleaner
 from kerasllm.data.columns import (
     Column,
     find_column,
@@ -113,8 +115,9 @@ def new(
         raise UserError(f"{to}: exists already; name another file with --to")
     atomic_write_text(to, write_recipe(table, num_rows, to, fields, named, kind, separator))
     try:
-        recipe = load_recipe(to)
-        labels, splits = count_labels(recipe)
+        labels, splits = count_labels(load_recipe(to))
+        # Once more, because the steps follow from the records that the cleaning leaves to train on.
+        atomic_write_text(to, write_recipe(table, splits["train"], to, fields, named, kind, separator))
     except BaseException:
         to.unlink()
         raise
@@ -138,7 +141,7 @@ def check_label(table: Path, label: Column, kind: str) -> None:
 
 
 def write_recipe(
-    table: Path, num_rows: int, to: Path, fields: dict[str, Column], label: Column, kind: str, separator: str
+    table: Path, num_train: int, to: Path, fields: dict[str, Column], label: Column, kind: str, separator: str
 ) -> str:
     """The recipe, with sizes that suit the number and the length of the records."""
     classification: dict[str, Any] = {"kind": kind}
@@ -148,11 +151,11 @@ def write_recipe(
         numbers = label.numbers
         classification["number_offset"] = float(f"{statistics.fmean(numbers):.4g}")
         classification["number_scale"] = float(f"{statistics.pstdev(numbers):.4g}")
-    steps = math.ceil(num_rows * (1 - sum(SHARES.values())) / BATCH_SIZE)
+    steps = math.ceil(num_train / BATCH_SIZE)
     epochs = clip(math.ceil(AIMED_STEPS / steps), EPOCHS)
     rows = zip(*(column.cells for column in fields.values()), strict=False)
     characters = sorted(sum(map(len, row)) for row in rows)  # no text has more tokens than characters
-    is_large = num_rows >= MANY_RECORDS
+    is_large = num_train >= MANY_RECORDS
     # Where a data directory is set, a path that is relative would be taken to lie in there.
     file = table.resolve() if os.environ.get("KERASLLM_DATA") else table
     names = [column.name for column in fields.values()]
@@ -190,17 +193,18 @@ def as_yaml(value: Any) -> str:
 
 
 def count_labels(recipe: Recipe) -> tuple[Counter[str], dict[str, int]]:
-    """How often each label occurs, and the records of each split.
+    """How often each label occurs, and the records of each split, in what cleaning leaves of them.
 
     Raises:
         UserError: a label does not occur in training, or a split has no record.
     """
     counts: dict[str, Counter[str]] = {}
-    splits = {}
-    for split in recipe.data.splits:
-        records = [each["label"] for each in read_records(recipe.data, split) if all(each.values())]
-        counts[split] = Counter(name for text in records for name in recipe.task_class.labels_in(recipe, text.strip()))
-        splits[split] = len(records)
+    cleaner = Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
+    for split in reversed(recipe.data.splits):
+        records = cleaner.clean(split, read_records(recipe.data, split))
+        names = (recipe.task_class.labels_in(recipe, record["label"]) for record in records)
+        counts[split] = Counter(chain.from_iterable(names))
+    splits = {split: cleaner.report[split].kept for split in recipe.data.splits}
     labels = sum(counts.values(), Counter())
     for name in labels:
         if not counts["train"][name]:
