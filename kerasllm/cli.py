@@ -322,9 +322,10 @@ def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: P
     load_tensorflow()
     from kerasllm.serving import saved_model
     from kerasllm.stages.export import export as export_stage
-    from kerasllm.stages.export import export_huggingface
 
     if form == "huggingface":
+        from kerasllm.stages.export import export_huggingface
+
         if overrides:
             raise UserError("--set changes the search of a SavedModel, and huggingface has none; leave it out")
         _report(export_huggingface(run, to), as_json)
