@@ -151,6 +151,7 @@ def copy(name: str, to: Path) -> None:
 @click.option("--text", metavar="COLUMN", help="Holds the text.")
 @click.option("--other-text", metavar="COLUMN", help="Holds the other text of a pair.")
 @click.option("--label", metavar="COLUMN", help="Holds what is to be told from the text.")
+@click.option("--pretrained", metavar="SOURCE", help="Published weights: a directory, hf:OWNER/NAME, preset:NAME.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 def new(as_json: bool, **options: Any) -> None:
@@ -162,6 +163,7 @@ def new(as_json: bool, **options: Any) -> None:
     \b
     kerasllm new reviews.csv
     kerasllm new reviews.csv --text comment --label stars --to stars.yaml
+    kerasllm new reviews.csv --pretrained hf:sentence-transformers/all-MiniLM-L6-v2
     """
     from kerasllm.stages.new import new as new_stage
 

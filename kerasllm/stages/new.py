@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 from collections import Counter
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,9 @@ classification: {classification}
 # Longer texts than the model takes are cut, and not dropped.
 cleaning: {{max_characters: 100000}}
 
-tokenizer: {{kind: subwords, max_vocabulary_size: 8000, lowercase: true}}
-
 batching: {{global_batch_size: {batch_size}, max_sequence_length: {length}}}
 
-# A larger model learns more from more records, and takes longer. Lengths are in tokens, the pieces of words.
-model:
-  num_layers: {num_layers}
-  num_heads: 4
-  hidden_dim: {hidden_dim}
-  intermediate_dim: {intermediate_dim}
-  max_sequence_length: {length}
-
+{model}
 training:
   train_epochs: {epochs}
   peak_learning_rate: {rate}
@@ -77,6 +69,23 @@ training:
   evaluate_every_epochs: {every}
   best_metric: loss
 """
+FROM_SCRATCH = """\
+tokenizer: {{kind: subwords, max_vocabulary_size: 8000, lowercase: true}}
+
+# A larger model learns more from more records, and takes longer. Lengths are in tokens, the pieces of words.
+model:
+  num_layers: {num_layers}
+  num_heads: 4
+  hidden_dim: {hidden_dim}
+  intermediate_dim: {intermediate_dim}
+  max_sequence_length: {length}
+"""
+PRETRAINED = """\
+# Its numbers and its vocabulary are those of the published weights.
+model: {{pretrained: {source}}}
+"""
+PRETRAINED_EPOCHS, PRETRAINED_RATE = 3, 0.00005
+"""As Devlin et al. (2018), A.3, fine-tune."""
 
 
 def new(
@@ -85,6 +94,7 @@ def new(
     text: str | None = None,
     other_text: str | None = None,
     label: str | None = None,
+    pretrained: str | None = None,
 ) -> dict[str, Any]:
     """Look at a table, and write a commented recipe for a classifier of its texts.
 
@@ -92,6 +102,7 @@ def new(
         table: csv, tsv, jsonl or parquet.
         to: the recipe; by default the table's name with `.yaml`, in the working directory.
         text, other_text, label: columns; what is left out is guessed from the names and the cells.
+        pretrained: published weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
         `recipe`, `text`, `other_text`, `label` (columns), `kind` (see `ClassificationSettings`), `labels` (how often
@@ -113,11 +124,12 @@ def new(
     to = to or Path(f"{name}.yaml")
     if to.exists():
         raise UserError(f"{to}: exists already; name another file with --to")
-    atomic_write_text(to, write_recipe(table, num_rows, to, fields, named, kind, separator))
+    write = partial(write_recipe, table, to=to, fields=fields, label=named, kind=kind, separator=separator)
+    atomic_write_text(to, write(num_train=num_rows, pretrained=pretrained))
     try:
         labels, splits = count_labels(load_recipe(to))
         # Once more, because the steps follow from the records that the cleaning leaves to train on.
-        atomic_write_text(to, write_recipe(table, splits["train"], to, fields, named, kind, separator))
+        atomic_write_text(to, write(num_train=splits["train"], pretrained=pretrained))
     except BaseException:
         to.unlink()
         raise
@@ -141,7 +153,14 @@ def check_label(table: Path, label: Column, kind: str) -> None:
 
 
 def write_recipe(
-    table: Path, num_train: int, to: Path, fields: dict[str, Column], label: Column, kind: str, separator: str
+    table: Path,
+    num_train: int,
+    to: Path,
+    fields: dict[str, Column],
+    label: Column,
+    kind: str,
+    separator: str,
+    pretrained: str | None,
 ) -> str:
     """The recipe, with sizes that suit the number and the length of the records."""
     classification: dict[str, Any] = {"kind": kind}
@@ -152,10 +171,11 @@ def write_recipe(
         classification["number_offset"] = float(f"{statistics.fmean(numbers):.4g}")
         classification["number_scale"] = float(f"{statistics.pstdev(numbers):.4g}")
     steps = math.ceil(num_train / BATCH_SIZE)
-    epochs = clip(math.ceil(AIMED_STEPS / steps), EPOCHS)
+    epochs = PRETRAINED_EPOCHS if pretrained else clip(math.ceil(AIMED_STEPS / steps), EPOCHS)
     rows = zip(*(column.cells for column in fields.values()), strict=False)
     characters = sorted(sum(map(len, row)) for row in rows)  # no text has more tokens than characters
     is_large = num_train >= MANY_RECORDS
+    length = clip(-(-(characters[len(characters) * 99 // 100] + 3) // 32) * 32, LENGTHS)
     # Where a data directory is set, a path that is relative would be taken to lie in there.
     file = table.resolve() if os.environ.get("KERASLLM_DATA") else table
     names = [column.name for column in fields.values()]
@@ -169,14 +189,24 @@ def write_recipe(
         columns=as_yaml(columns),
         classification=as_yaml(classification),
         batch_size=BATCH_SIZE,
-        length=clip(-(-(characters[len(characters) * 99 // 100] + 3) // 32) * 32, LENGTHS),
-        num_layers=4 if is_large else 2,
-        hidden_dim=256 if is_large else 128,
-        intermediate_dim=1024 if is_large else 256,
+        length=length,
+        model=describe_model(pretrained, is_large, length),
         epochs=epochs,
-        rate=0.0005 if is_large else 0.001,
+        rate=PRETRAINED_RATE if pretrained else 0.0005 if is_large else 0.001,
         warmup=max(1, steps * epochs // 10),
         every=max(1, epochs // 10),
+    )
+
+
+def describe_model(pretrained: str | None, is_large: bool, length: int) -> str:
+    """The sections of the recipe that say what is trained."""
+    if pretrained:
+        # Where a data directory is set, a path that is relative would be taken to lie in there.
+        is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
+        return PRETRAINED.format(source=as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained))
+    width, intermediate_dim, num_layers = (256, 1024, 4) if is_large else (128, 256, 2)
+    return FROM_SCRATCH.format(
+        num_layers=num_layers, hidden_dim=width, intermediate_dim=intermediate_dim, length=length
     )
 
 

@@ -79,6 +79,20 @@ def test_columns_that_are_named(write, monkeypatch):
     assert Path(load_recipe("s.yaml").data.train) == table.resolve()
 
 
+def test_published_weights_to_begin_with(write, monkeypatch):
+    table = write(("id", "comment", "mood"), reviews())
+    (table.parent / "bert").mkdir()
+    new(table, Path("r.yaml"), pretrained="bert")
+    recipe = load_recipe("r.yaml")
+    assert recipe.model.pretrained == "bert"
+    assert recipe.model.model_fields_set == {"pretrained"}, "its numbers are those of the weights"
+    assert "tokenizer" not in recipe.model_fields_set
+    assert recipe.training.train_epochs == 3
+    monkeypatch.setenv("KERASLLM_DATA", "elsewhere")
+    new(table, Path("s.yaml"), pretrained="bert")
+    assert Path(load_recipe("s.yaml").model.pretrained) == Path("bert").resolve()
+
+
 def test_several_labels(write):
     names = ["comedy", "drama", "comedy; drama", "drama; horror", "horror"]
     new(write(("plot", "tags"), [(f"Somebody meets somebody {n}", names[n % 5]) for n in range(200)]))

@@ -83,6 +83,7 @@ def measure(folder: Path, steps: int) -> tuple[list[tuple[float, float]], list[f
     from kerasllm.run_directory import RunDirectory
     from kerasllm.stages.train import begin_run, fit
     from kerasllm.training.callbacks import Saving
+    from kerasllm.training.failures import NO_FAILURES
     from kerasllm.training_run import build_run
 
     lengths = ["training.train_epochs=null", f"training.train_steps={steps}", "training.evaluate_every_epochs=null"]
@@ -105,7 +106,7 @@ def measure(folder: Path, steps: int) -> tuple[list[tuple[float, float]], list[f
     rows = [run.stream.rows_of_step(*place, run.plan.epoch_starts[place[0]]) for place in places]
     pairs = Pairs(build_bare_step(recipe, prepared), [run.stream.parts(each)[0] for each in rows], saves)
     Saving.save, run.task.step_figures = timed_save, pairs
-    fit(run, {"step": 0})
+    fit(run, {"step": 0, "failures": NO_FAILURES})
     return pairs.seconds, saves
 
 
