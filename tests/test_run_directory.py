@@ -174,7 +174,7 @@ def test_a_full_disk_behind_the_error_of_a_library(tmp_path):
 
 def test_fingerprints_follow_the_content(tmp_path):
     run = RunDirectory(tmp_path)
-    assert run.fingerprints() == {"recipe": None, "tokenizer": None, "data": None}
+    assert run.fingerprints() == {"recipe": None, "tokenizer": None, "labels": None, "data": None}
     run.tokenizer_path.mkdir()
     run.recipe_path.write_text("name: x")
     (run.tokenizer_path / "a").write_text("1")

@@ -33,3 +33,36 @@ def trained_run(tmp_path_factory) -> Path:
         )
         assert done.returncode == 0, done.stderr
         yield directory / "run"
+
+
+SMALLEST_RECIPE = """\
+task: translate
+seed: 1
+data: {source: built_in, name: dates, train: 300, validation: 20, test: 20}
+tokenizer: {kind: characters}
+batching: {tokens_per_batch: 512, max_sequence_length: 48}
+model: {num_layers: 1, num_heads: 2, hidden_dim: 16, intermediate_dim: 16, max_sequence_length: 48, dropout: 0.2}
+generation: {beam_size: 1, max_length_ratio: 0.1}
+training:
+  train_steps: 14
+  schedule: {name: cosine, warmup_steps: 2}
+  evaluate_every_steps: 7
+  checkpoint_every_steps: 3
+  best_metric: exact_match
+  average_checkpoints: 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALLEST_RECIPE)
+    return path
+
+
+@pytest.fixture
+def train(run_command, recipe):
+    def run(run_dir, *arguments):
+        return run_command("train", str(recipe), "--run-dir", str(run_dir), *arguments)
+
+    return run

@@ -237,7 +237,7 @@ def test_a_gate_that_is_not_fully_open_answers_and_is_exported_with_its_value(tr
     assert "ticks: []" in recipe
     (copy / "recipe.yaml").write_text(recipe.replace("ticks: []", ticks), "utf-8")
     weights = Checkpoint(copy / "checkpoints" / "chosen").load("weights")
-    checkpoints = Checkpoints(copy / "checkpoints")
+    checkpoints = Checkpoints(RunDirectory(copy))
     for gate in (1.0, 0.4):
         checkpoints.choose({**weights, "decoder_norm/gate": np.float32(gate)}, {})
         loaded = load_run(copy)

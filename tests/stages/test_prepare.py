@@ -7,6 +7,7 @@ task: translate
 data: {source: parallel_text, train: {source: a.en, target: a.de}, test: {source: b.en, target: b.de}}
 tokenizer: {kind: characters}
 model: {num_layers: 1, num_heads: 2, hidden_dim: 32, intermediate_dim: 64, max_sequence_length: 64}
+batching: {max_sequence_length: 64}
 training: {train_steps: 10}
 """
 IN_ONE_PROCESS = """

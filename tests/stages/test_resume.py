@@ -129,7 +129,7 @@ def test_a_full_disk_is_not_taken_for_memory_that_is_used_up(tmp_path, monkeypat
     monkeypatch.setattr(stage, "fit", fit)
     run = SimpleNamespace(directory=RunDirectory(tmp_path))
     with pytest.raises(UserError, match=r"logs: cannot be written: No space left on device \(.* free\); free some"):
-        stage.fit_within_memory(run, None)
+        stage.fit_to_the_end(run, None, None)
 
 
 def test_tensorboard_shows_steps_once(tmp_path):
@@ -155,8 +155,8 @@ def test_a_tokenizer_that_is_not_that_of_the_data(tmp_path):
     run = RunDirectory(tmp_path / "run")
     for _ in range(2):
         stage.begin_run(run, recipe, prepared)
-    (prepared.tokenizer_directory / "tokenizer.json").write_text("{ }")
-    with pytest.raises(UserError, match=r"run/tokenizer: is another tokenizer than that of the data, .*0123abc"):
+    (prepared.directory / "tokenizer" / "tokenizer.json").write_text("{ }")
+    with pytest.raises(UserError, match=r"run: its tokenizer or labels are not those of the data, .*0123abc"):
         stage.begin_run(run, recipe, prepared)
     prepared.directory = tmp_path / "4567def"
     with pytest.raises(UserError, match="its data has changed since it was begun"):
