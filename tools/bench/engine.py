@@ -49,6 +49,15 @@ class Pairs:
         return {}
 
 
+class NoEvaluation:
+    """In place of the evaluation at the end."""
+
+    answers = references = ()
+
+    def __call__(self, description: str) -> tuple[dict[str, float], list]:
+        return {"loss": 0.0, "bleu": 0.0}, []
+
+
 def build_bare_step(recipe, prepared):
     """A step as one writes it by hand: batch -> loss."""
     import keras
@@ -93,7 +102,7 @@ def measure(folder: Path, steps: int) -> tuple[list[tuple[float, float]], list[f
     prepared = prepare_data(recipe, folder)
     run = build_run(RunDirectory(folder / "run"), recipe, prepared, strategy)
     begin_run(run.directory, recipe, prepared)
-    run.evaluator = lambda description: ({"loss": 0.0, "bleu": 0.0}, [])
+    run.evaluator = NoEvaluation()
     saves: list[float] = []
     save = Saving.save
 
