@@ -242,9 +242,9 @@ def test_a_gate_that_is_not_fully_open_answers_and_is_exported_with_its_value(tr
         checkpoints.choose({**weights, "decoder_norm/gate": np.float32(gate)}, {})
         loaded = load_run(copy)
         assert loaded.model.decoder_norm.normalization_gate.numpy() == np.float32(gate)
-        scores[gate] = [answer["score"] for answer in answer_texts(loaded.task, ["May 5, 1961"], "predict")]
+        scores[gate] = [answer["score"] for answer in answer_texts(loaded.task, [["May 5, 1961"]], "predict")]
     plain = load_run(trained_run)
-    assert scores[1.0] == [answer["score"] for answer in answer_texts(plain.task, ["May 5, 1961"], "predict")]
+    assert scores[1.0] == [answer["score"] for answer in answer_texts(plain.task, [["May 5, 1961"]], "predict")]
     assert abs(scores[0.4][0] - scores[1.0][0]) > 0.01
     exported = stage.export(copy, tmp_path / "saved_models" / "dates")
     request = {"signature_name": saved_model.ENDPOINT, "inputs": ["May 5, 1961"]}
