@@ -5,6 +5,7 @@ import json
 import random
 import re
 import signal
+import time
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -137,6 +138,7 @@ def test_tensorboard_shows_steps_once(tmp_path):
     """The first process logs ten steps and is killed; the second goes on after the sixth."""
     run = RunDirectory(tmp_path)
     for start, end, value in ((0, 10, 1.0), (6, 9, 2.0)):
+        time.sleep(1.0)  # the names of the files begin with the second, and TensorBoard reads them in their order
         with closing(stage.open_log(run, start)) as writer:
             for step in range(start + 1, end + 1):
                 with writer.as_default(step):
