@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 RECIPE = """
@@ -66,3 +67,18 @@ def train(run_command, recipe):
         return run_command("train", str(recipe), "--run-dir", str(run_dir), *arguments)
 
     return run
+
+
+@pytest.fixture
+def arrays_of():
+    """arrays_of(run_dir, step): every array of a checkpoint, weights and optimizer."""
+
+    def read(run_dir, step):
+        checkpoint = run_dir / "checkpoints" / f"step_{step:08d}"
+        return {
+            f"{part}/{name}": array
+            for part in ("weights", "state")
+            for name, array in np.load(checkpoint / f"{part}.npz").items()
+        }
+
+    return read

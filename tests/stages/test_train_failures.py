@@ -7,16 +7,6 @@ import numpy as np
 import pytest
 
 
-def arrays_of(run_dir, step):
-    """Every array of a checkpoint: weights, optimizer, states of random generators."""
-    checkpoint = run_dir / "checkpoints" / f"step_{step:08d}"
-    return {
-        f"{part}/{name}": array
-        for part in ("weights", "state")
-        for name, array in np.load(checkpoint / f"{part}.npz").items()
-    }
-
-
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_batch_behind(train, tmp_path):
     diverging = ["training.peak_learning_rate=1.0e+30", "training.schedule={name: constant}"]
     ended = train(tmp_path / "run", *(part for change in diverging for part in ("--set", change)))
@@ -78,7 +68,7 @@ def settings(*changes):
 
 
 @pytest.mark.slow
-def test_steps_are_left_out_and_a_resumed_run_leaves_out_the_same(run_python, recipe, tmp_path):
+def test_steps_are_left_out_and_a_resumed_run_leaves_out_the_same(run_python, recipe, tmp_path, arrays_of):
     """The second run ends between the incidents, and goes on from a checkpoint after the first one."""
     policy = settings("training.on_failure={name: skip, spike_factor: 50, spike_window_steps: 3}")
     straight = sabotaged(run_python, recipe, tmp_path / "straight", SKIPPING, *policy)
@@ -94,19 +84,18 @@ def test_steps_are_left_out_and_a_resumed_run_leaves_out_the_same(run_python, re
     rest = sabotaged(run_python, recipe, tmp_path / "stopped", SKIPPING, *policy)
     assert rest.returncode == 0, rest.stderr
     assert "going on after 7" in rest.stderr
-    assert_same_bits(tmp_path / "stopped", tmp_path / "straight", 14)
+    assert_same_bits(arrays_of(tmp_path / "stopped", 14), arrays_of(tmp_path / "straight", 14))
     assert arrays_of(tmp_path / "stopped", 14)["state/steps_seen"] == 3
 
 
-def assert_same_bits(run_dir, other_run_dir, step):
-    ours, theirs = arrays_of(run_dir, step), arrays_of(other_run_dir, step)
+def assert_same_bits(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
 @pytest.mark.slow
-def test_a_run_goes_back_and_on_more_slowly(run_python, recipe, tmp_path):
+def test_a_run_goes_back_and_on_more_slowly(run_python, recipe, tmp_path, arrays_of):
     """From the checkpoint of step 7, with half the rate; what is saved then is what a resumed run goes on with."""
     policy = settings(
         "training.on_failure={name: roll_back, max_times: 1}",
@@ -134,7 +123,7 @@ def test_a_run_goes_back_and_on_more_slowly(run_python, recipe, tmp_path):
     rest = sabotaged(run_python, recipe, again, ROLLING_BACK, *policy)
     assert rest.returncode == 0, rest.stderr
     assert "going on after 9" in rest.stderr
-    assert_same_bits(again, tmp_path / "run", 10)
+    assert_same_bits(arrays_of(again, 10), arrays_of(tmp_path / "run", 10))
 
 
 @pytest.mark.slow

@@ -23,22 +23,12 @@ ticks:
 """
 
 
-def arrays_of(run_dir, step):
-    """Every array of a checkpoint: weights, optimizer, states of random generators."""
-    checkpoint = run_dir / "checkpoints" / f"step_{step:08d}"
-    return {
-        f"{part}/{name}": array
-        for part in ("weights", "state")
-        for name, array in np.load(checkpoint / f"{part}.npz").items()
-    }
-
-
 def gates_of(run_dir, step):
     weights = np.load(run_dir / "checkpoints" / f"step_{step:08d}" / "weights.npz")
     return {float(value) for name, value in weights.items() if name.endswith("normalization/gate")}
 
 
-def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe):
+def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe, arrays_of):
     """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run.
 
     With all that a run carries along: ticks of every kind, accumulation, augmentation, and an average of the weights.
@@ -68,6 +58,10 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recip
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+    again = train(stopped)
+    assert again.returncode == 0
+    assert "is trained already" in again.stderr
 
 
 def interrupt_after_a_checkpoint(recipe, run_dir, number, code):
