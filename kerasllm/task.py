@@ -72,7 +72,9 @@ class Task:
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Texts by field, string [B] -> numbers by feature, int32 or float32 [B, None].
 
-        A task that cuts long texts gives a feature `num_cut_tokens` int32 [B, 1], which is counted.
+        A task that cuts long texts gives a feature `num_cut_tokens` int32 [B, 1], which is counted. One that makes
+        several examples of a record, or none, gives all features N rows, and a feature `record` int32 [N, 1] with the
+        number in [0, B) of the record that each is made of.
         """
         raise NotImplementedError
 

@@ -19,7 +19,7 @@ from kerasllm.data.settings import (
     TokenizerSettings,
 )
 from kerasllm.data.sources import Record, read_records, source_fingerprint
-from kerasllm.data.store import MANIFEST, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
+from kerasllm.data.store import MANIFEST, RECORD, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
 from kerasllm.data.vocabulary import TOKENIZER, Vocabulary, check_labels, learn_labels
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
@@ -174,10 +174,14 @@ def _write_features(directory: Path, split: str, fields: Sequence[str], task: An
 
     texts = [RaggedTexts(text_path(directory, split, field)) for field in fields]
     writers: dict[str, RaggedWriter] = {}
+    num_records = 0
     with ExitStack() as stack, progress(f"tokenize {split}", total=len(texts[0]), unit="records") as bar:
         for columns in zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True):
             columns = dict(zip(fields, map(tf.constant, columns), strict=True))
             features = task.encode(columns)
+            if RECORD in features:
+                features[RECORD] += num_records
+            num_records += len(columns[fields[0]])
             for name, rows in features.items():
                 if name not in writers:
                     writer = RaggedWriter(feature_path(directory, split, name), rows.dtype.name)

@@ -16,6 +16,8 @@ from kerasllm.errors import UserError
 MANIFEST = "prepared.json"
 CUT_TOKENS = "num_cut_tokens"
 """The feature that says how many tokens of an example did not fit."""
+RECORD = "record"
+"""The feature that says which record an example was made of, where a record may give several examples or none."""
 _CHUNK_BYTES = 1 << 20
 _CHUNK_ROWS = 1024
 
@@ -169,7 +171,10 @@ class RaggedTexts:
 
 @dataclass(frozen=True)
 class Examples:
-    """One prepared split: numbers by feature, cleaned texts by field, row i of each from the same record."""
+    """One prepared split: numbers by feature for each example, cleaned texts by field for each record.
+
+    Row i of both belongs together, unless the feature `record` says which record the example i was made of.
+    """
 
     features: dict[str, RaggedArray]
     texts: dict[str, RaggedTexts]
@@ -191,7 +196,8 @@ class Examples:
     def record(self, row: int) -> dict[str, Any]:
         """Token ids by feature and texts by field of one row, as plain values."""
         features = {name: array[row].tolist() for name, array in self.features.items()}
-        return {"row": int(row), **features, **{field: texts[row] for field, texts in self.texts.items()}}
+        number = features[RECORD][0] if RECORD in features else row
+        return {"row": int(row), **features, **{field: texts[number] for field, texts in self.texts.items()}}
 
 
 def feature_path(directory: Path, split: str, name: str) -> Path:

@@ -314,6 +314,32 @@ def test_labels_are_numbered_and_numbers_stay_numbers(folder):
     assert vocabulary.name_labels(np.int32([2, 0])).numpy().tolist() == [b"sun", b"dry"]
 
 
+class ReadWords(Task):
+    """An example for each word of a text that has more than one."""
+
+    fields = text_fields = ("text",)
+
+    def encode(self, texts):
+        import tensorflow as tf
+
+        token_ids = self.vocabulary.tokenizer.tokenize(texts["text"])
+        rows = tf.cast(token_ids.value_rowids(), tf.int32)
+        several = tf.gather(token_ids.row_lengths() > 1, rows)
+        features = {"token_ids": token_ids.flat_values[several], "record": rows[several]}
+        return {name: tf.RaggedTensor.from_tensor(values[:, None]) for name, values in features.items()}
+
+
+def test_a_record_may_give_several_examples_or_none(folder):
+    texts = [f"word{number} end" for number in range(1030)]  # more than a chunk
+    texts[1:1] = ["alone"]
+    (folder / "texts.csv").write_text("".join(f"{text}\n" for text in ["text", *texts]))
+    words = recipe(data=TableSettings(source="table", train="texts.csv", columns={"text": "text"}))
+    words.task_class = ReadWords
+    examples = prepare_data(words, folder).examples("train")
+    assert (len(examples), len(examples.texts["text"])) == (2060, 1031)
+    assert [examples.record(row)["text"] for row in (0, 1, 2, 3, -1)] == [texts[n] for n in (0, 0, 2, 2, -1)]
+
+
 def test_a_label_that_training_does_not_have(folder):
     with pytest.raises(UserError, match=r"data\.test: record 1: label 'rein' does not .*data\.train; .*'rain'"):
         classify(folder, "rein")
