@@ -25,7 +25,7 @@ class PerVariable:
     r"""Put before a Keras optimizer class, it gives each variable a learning rate and a weight decay of its own.
 
     A variable w with rate factor f and decay d takes, at the scheduled rate r, the step of the optimizer at the rate
-    $f r$ from $(1 - d f r)\, w$. With f = 1 and the same d everywhere that is what Keras does, to the bit.
+    $f r$ from $(1 - d f r)\, w$. With f = 1 and the same d everywhere that is what Keras does.
 
     Args:
         rate_factors: one for each variable that the optimizer will be built with, in their order.
@@ -78,11 +78,41 @@ class PerVariable:
         factor, decay = self.rate_factors[index], self.weight_decays[index]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
         if decay:
-            self.assign_sub(variable, variable * decay * tf.cast(rate, variable.dtype))
+            self.assign(variable, variable * (1.0 - decay * tf.cast(rate, variable.dtype)))
         super().update_step(gradient, variable, rate)
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Keras's own decay, the same for all; `update_step` has taken its place."""
+
+
+class FusedAdam:
+    r"""Put before Keras's `Adam` or `AdamW`, it takes the same step in a single operation.
+
+    Keras writes it as a dozen operations, each of which goes through memory once. With a small batch and a large
+    vocabulary, as in fine-tuning, that is a good part of a step's time.
+
+    $$m = \beta_1 m + (1 - \beta_1) g, \quad v = \beta_2 v + (1 - \beta_2) g^2, \quad
+    w = w - r \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt{v} + \epsilon}$$
+
+    Reference: [Kingma and Ba, 2014](https://arxiv.org/abs/1412.6980), the form before their section 2.1.
+    """
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """The step of one replica's copy of a variable at step t, the number of steps taken before plus one."""
+        dtype, index = variable.dtype, self._get_variable_index(variable)
+        step = tf.cast(self.iterations.value + 1, dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.cast(self.beta_1, dtype) ** step,
+            beta2_power=tf.cast(self.beta_2, dtype) ** step,
+            lr=tf.cast(learning_rate, dtype),
+            beta1=tf.cast(self.beta_1, dtype),
+            beta2=tf.cast(self.beta_2, dtype),
+            epsilon=tf.cast(self.epsilon, dtype),
+            grad=tf.cast(gradient, dtype),
+        )
 
 
 def first_patterns(settings: OptimizerSettings, paths: Sequence[str]) -> list[PatternSettings]:
@@ -145,8 +175,10 @@ def build_optimizer(
     """
     paths = [variable.path for variable in variables]
     keras_class = getattr(keras.optimizers, settings.keras_class)
+    is_adam = issubclass(keras_class, keras.optimizers.Adam) and not settings.amsgrad
+    classes = (PerVariable, FusedAdam, keras_class) if is_adam else (PerVariable, keras_class)
     # Of the same name, because Keras calls the optimizer's variables after its class.
-    optimizer = type(keras_class.__name__, (PerVariable, keras_class), {})(
+    optimizer = type(keras_class.__name__, classes, {})(
         rate_factors(settings, paths),
         weight_decays(settings, paths),
         learning_rate=learning_rate,
