@@ -81,15 +81,22 @@ def test_its_header_says_what_was_measured(file):
     assert re.search(r"\d{4}-\d{2}-\d{2}", listed.header["measured"]), "no date"
 
 
+RUN = """
+import sys
+from kerasllm.cli import main
+recipe, run_dir, *options = sys.argv[1:]
+sys.exit(main(["prepare", recipe, *options]) or main(["train", recipe, "--run-dir", run_dir, *options]))
+"""
+
+
 @pytest.mark.slow
 @each_file
-def test_two_steps_at_tiny_size(file, run_command, tmp_path):
+def test_two_steps_at_tiny_size(file, run_python, tmp_path):
+    """Both commands in one process, since there are many recipes and TensorFlow loads for seconds."""
     if load_recipe(file).data.source not in ("built_in",) and not os.environ.get("KERASLLM_DATA"):
         pytest.skip("needs data files: set KERASLLM_DATA to the directory that holds them")
-    options = [*tiny_overrides(file), "--json"]
-    prepared = run_command("prepare", str(file), *options)
-    assert prepared.returncode == 0, prepared.stderr
-    assert json.loads(prepared.stdout)["splits"]["train"] > 0
-    trained = run_command("train", str(file), "--run-dir", str(tmp_path / "run"), *options)
-    assert trained.returncode == 0, trained.stderr
-    assert json.loads(trained.stdout)["steps"] == 2
+    done = run_python("-c", RUN, str(file), str(tmp_path / "run"), *tiny_overrides(file), "--json")
+    assert done.returncode == 0, done.stderr
+    prepared, trained = map(json.loads, done.stdout.splitlines())
+    assert prepared["splits"]["train"] > 0
+    assert trained["steps"] == 2
