@@ -25,6 +25,7 @@ LEVELS = {
     "tuning": 2,
     "task": 2,
     "label_measures": 2,
+    "entity_measures": 2,
     "tasks": 3,
     "recipe": 4,
     "comparison": 4,
