@@ -86,10 +86,9 @@ class LinearChainCrf(keras.layers.Layer):
             into_label = tf.transpose(tf.gather(scores.transitions, label, axis=1))  # [B, C]
             return tf.where(goes_on, tf.argmax(alpha + into_label, axis=-1, output_type=tf.int32), label)
 
-        is_inside = tf.sequence_mask(lengths, tf.shape(emissions)[1])  # [B, M]
-        inputs = (alphas[:-1], tf.transpose(is_inside[:, 1:]))
-        labels = tf.concat([tf.scan(step, inputs, last, reverse=True), last[tf.newaxis]], axis=0)  # [M, B]
-        return tf.where(is_inside, tf.transpose(labels), 0)
+        _, goes_on = following(emissions, lengths)
+        labels = tf.scan(step, (alphas, goes_on), last, reverse=True)  # [M, B]
+        return tf.where(tf.sequence_mask(lengths, tf.shape(emissions)[1]), tf.transpose(labels), 0)
 
     def marginals(self, emissions: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         """How probable each label is at each place, over all that is allowed: float32 [B, M, C].
@@ -105,8 +104,7 @@ class LinearChainCrf(keras.layers.Layer):
             before = tf.reduce_logsumexp(scores.transitions + (emission + beta)[:, tf.newaxis], axis=2)
             return tf.where(goes_on[:, tf.newaxis], before, beta)
 
-        inputs = by_time(emissions, lengths)
-        betas = tf.concat([tf.scan(step, inputs, end, reverse=True), end[tf.newaxis]], axis=0)  # [M, B, C]
+        betas = tf.scan(step, following(emissions, lengths), end, reverse=True)  # [M, B, C]
         return tf.transpose(tf.nn.softmax(alphas + betas), [1, 0, 2])
 
     def _allowed_scores(self) -> Scores:
@@ -115,10 +113,11 @@ class LinearChainCrf(keras.layers.Layer):
         return Scores(transitions + self.transition_penalties, starts + self.start_penalties, ends)
 
 
-def by_time(emissions: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """What comes after the first place: emissions float32 [M - 1, B, C], and whether it is inside, bool [M - 1, B]."""
-    is_inside = tf.sequence_mask(lengths, tf.shape(emissions)[1])
-    return tf.transpose(emissions[:, 1:], [1, 0, 2]), tf.transpose(is_inside[:, 1:])
+def following(emissions: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """What comes after each place: emissions float32 [M, B, C], and whether it is inside, bool [M, B]; after the last
+    place nothing comes, so that there is always something to go through."""
+    after = tf.pad(emissions[:, 1:], [[0, 0], [0, 1], [0, 0]])
+    return tf.transpose(after, [1, 0, 2]), tf.transpose(tf.sequence_mask(lengths - 1, tf.shape(emissions)[1]))
 
 
 def forward(emissions: tf.Tensor, lengths: tf.Tensor, scores: Scores, reduce: Callable[..., tf.Tensor]) -> tf.Tensor:
@@ -138,4 +137,4 @@ def forward(emissions: tf.Tensor, lengths: tf.Tensor, scores: Scores, reduce: Ca
         return tf.where(goes_on[:, tf.newaxis], after, alpha)
 
     first = scores.starts + emissions[:, 0]
-    return tf.concat([first[tf.newaxis], tf.scan(step, by_time(emissions, lengths), first)], axis=0)
+    return tf.concat([first[tf.newaxis], tf.scan(step, following(emissions, lengths), first)[:-1]], axis=0)

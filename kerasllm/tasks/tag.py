@@ -4,9 +4,10 @@ record      {"words": "EU rejects German call", "tags": "B-ORG O B-MISC O"}     
 features    token_ids       [START EU reject ##s German call END]
             labels          [0 1 7 0 2 7 0]         tags counted from 1, at the first token of each word; 0 is no word
             num_cut_tokens  [0]                     what did not fit into the model
-answer      {"entities": "EU/ORG | German/MISC", "tags": ["B-ORG", "O", "B-MISC", "O"], "words": ["EU", "rejects", ...],
-            "entity_texts": ["EU", "German"], "entity_types": ["ORG", "MISC"], "entity_starts": [0, 11],
-            "entity_ends": [2, 17], "entity_scores": [0.98, 0.95]}
+answer      {"entities": "EU/ORG | German/MISC", "tags": ["B-ORG", "O", "B-MISC", "O"],
+            "word_texts": ["EU", "rejects", "German", "call"], "entity_texts": ["EU", "German"],
+            "entity_types": ["ORG", "MISC"], "entity_starts": [0, 11], "entity_ends": [2, 17],
+            "entity_scores": [0.98, 0.95]}
 """
 
 from __future__ import annotations
@@ -242,11 +243,11 @@ class Tag(Task):
             texts: string [B].
 
         Returns:
-            `entities` string [B], `TEXT/TYPE` with ` | ` between them; `tags` and `words` string [B, N]; of E entities
-            `entity_texts` and `entity_types` string [B, E], `entity_starts` and `entity_ends` int32 [B, E], characters
-            of the text (Unicode code points) from 0, the end being the one after the last, and `entity_scores` float32
-            [B, E]: the mean over the words of the probability of the tag, with a conditional random field its marginal
-            over all sequences that BIO allows. Rows are filled up with "", -1 and 0.
+            `entities` string [B], `TEXT/TYPE` with ` | ` between them; `tags` and `word_texts` string [B, N]; of E
+            entities `entity_texts` and `entity_types` string [B, E], `entity_starts` and `entity_ends` int32 [B, E],
+            characters of the text (Unicode code points) from 0, the end being the one after the last, and
+            `entity_scores` float32 [B, E]: the mean over the words of the probability of the tag, with a conditional
+            random field its marginal over all sequences that BIO allows. Rows are filled up with "", -1 and 0.
         """
         import tensorflow as tf
 
@@ -269,7 +270,7 @@ class Tag(Task):
         return {
             "entities": tf.strings.reduce_join(starts.with_flat_values(shown), axis=1, separator=SEPARATOR),
             "tags": tags.with_flat_values(self.vocabulary.name_labels(tags.flat_values)).to_tensor(),
-            "words": words.texts.to_tensor(),
+            "word_texts": words.texts.to_tensor(),
             "entity_texts": entity_texts.to_tensor(),
             "entity_types": starts.with_flat_values(entities.types).to_tensor(),
             "entity_starts": starts.to_tensor(-1),

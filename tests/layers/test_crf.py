@@ -103,6 +103,20 @@ def test_a_sentence_does_not_depend_on_the_padding(crf, emissions):
     wide = crf.log_likelihood(tf.constant(emissions[:2]), labels, lengths)
     narrow = crf.log_likelihood(tf.constant(emissions[:2, :3]), labels[:, :3], lengths)
     np.testing.assert_allclose(wide, narrow, rtol=1e-6)
-    alone = crf.log_likelihood(tf.constant(emissions[1:2, :1]), labels[1:, :1], lengths[1:])
-    np.testing.assert_allclose(wide[1:], alone, rtol=1e-6)
-    assert crf.decode(tf.constant(emissions[1:2, :1]), lengths[1:]).shape == (1, 1)
+    assert float(narrow[1]) != float(narrow[0])
+
+
+def test_a_single_place_in_a_graph(crf, emissions):
+    """A loop over no places at all is refused by graphs, and by them alone."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3]), tf.TensorSpec([None], tf.int32)], autograph=False)
+    def all_of_it(emissions, lengths):
+        labels = crf.decode(emissions, lengths)
+        return labels, crf.marginals(emissions, lengths), crf.log_likelihood(emissions, labels, lengths)
+
+    labels, marginals, likelihoods = all_of_it(emissions[:2, :1], [1, 0])
+    scores = scores_of_paths(crf, emissions[0], 1, only_allowed=True)
+    assert (int(labels[0, 0]),) == max(scores, key=scores.get)
+    expected = np.exp([scores[0,], scores[1,]]) / np.exp(list(scores.values())).sum()
+    np.testing.assert_allclose(marginals[0, 0], [*expected, 0], rtol=1e-5)
+    assert float(likelihoods[0]) < 0 == float(likelihoods[1])
