@@ -28,6 +28,8 @@ LEVELS = {
     "entity_measures": 2,
     "tasks": 3,
     "recipe": 4,
+    "first_recipe": 4,
+    "first_tagger": 4,
     "comparison": 4,
     "trials": 4,
     "evaluation": 4,

@@ -61,8 +61,8 @@ def find_words(texts: tf.Tensor) -> FoundWords:
     """Where the words of texts are.
 
     White space separates words, and punctuation at their ends is split off: each sign is a word, equal ones in a row
-    are one (`...`). What consists of punctuation alone is one word. A period stays where it ends an abbreviation,
-    `U.S.`, or an initial, `J.`; the English genitive, `'s`, is a word of its own.
+    are one (`...`). A period stays where it ends an abbreviation, `U.S.`, or an initial, `J.`; the English genitive,
+    `'s`, is a word of its own.
 
     A text whose only white space is TAB holds words that somebody has found before; these are taken as they are.
 
@@ -94,7 +94,6 @@ def _begins_inside(characters: _Characters) -> tf.Tensor:
     last = tf.math.segment_max(tf.where(is_core, places, -1), chunks)  # [C]
     begin, end = tf.where(opens)[:, 0], tf.concat([tf.where(opens)[1:, 0], [tf.size(codes, tf.int64)]], axis=0)
     begin, end = tf.cast(begin, tf.int32), tf.cast(end, tf.int32)[: tf.size(begin)]
-    has_core = last >= 0
 
     def code(place: tf.Tensor) -> tf.Tensor:
         """Of each chunk the character at a place; 0 outside of it."""
@@ -109,10 +108,10 @@ def _begins_inside(characters: _Characters) -> tf.Tensor:
     is_genitive = (last_code == ord("s")) | (last_code == ord("S"))
     is_genitive &= (last - 1 > first) & ((before_last == APOSTROPHES[0]) | (before_last == APOSTROPHES[1]))
     genitive = tf.where(is_genitive, last - 1, -1)
-    first, last, genitive, has_core = (tf.gather(each, chunks) for each in (first, kept_last, genitive, has_core))
+    first, last, genitive = (tf.gather(each, chunks) for each in (first, kept_last, genitive))
     is_other = tf.concat([[True], codes[1:] != codes[:-1]], axis=0)[: tf.size(codes)]
     leads, trails = (places < first) & is_other, (places > last) & (is_other | (places == last + 1))
-    return has_core & (leads | trails | (places == first) | (places == genitive))
+    return leads | trails | (places == first) | (places == genitive)
 
 
 def _as_words(characters: _Characters, begins: tf.Tensor, num_rows: tf.Tensor) -> FoundWords:
