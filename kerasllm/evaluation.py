@@ -86,7 +86,7 @@ class Evaluator:
             The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each record,
             in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer.
         """
-        answers = self.answers = answer_texts(self.task, self.columns, description)
+        answers = self.answers = answer_texts(self.task, self.task.questions(self.columns), description)
         rows = []
         for answer, reference, *inputs in zip(answers, self.references, *self.columns, strict=True):
             (_, prediction), *others = answer.items()

@@ -69,6 +69,14 @@ class Task:
         """
         return [text]
 
+    @classmethod
+    def check_record(cls, recipe: Any, record: dict[str, str]) -> None:
+        """Looks at a record as cleaning leaves it, all fields together; by default every record is sound.
+
+        Raises:
+            UserError: nothing can be learnt from it; says why.
+        """
+
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Texts by field, string [B] -> numbers by feature, int32 or float32 [B, None].
 
@@ -102,6 +110,10 @@ class Task:
             Outputs by name, each with B as its first dimension. The first one is what is shown and measured.
         """
         raise NotImplementedError
+
+    def questions(self, columns: list[list[str]]) -> list[list[str]]:
+        """What `answer` is asked where it is measured: for each of `inputs` the texts of records; by default these."""
+        return columns
 
     def published_form(self) -> tuple[str, dict[str, keras.layers.Layer], tuple[str, ...]]:
         """What Hugging Face calls the model: its architecture, its heads by their name there, and its labels.

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from kerasllm.data.conll import is_conll
 from kerasllm.data.settings import TABLE_KINDS, table_kind
 from kerasllm.data.tables import as_text, read_rows
 from kerasllm.errors import UserError, did_you_mean
@@ -44,6 +45,13 @@ class Column:
             return [float(cell) for cell in self.cells]
         except ValueError:
             return None
+
+
+def guess_format(path: Path) -> Literal["conll", "table"]:
+    """How a file is written, by what stands in it; a table where nothing else is recognised."""
+    if path.is_file() and table_kind(path.name) != ".parquet" and is_conll(path):
+        return "conll"
+    return "table"
 
 
 def spread_rows(path: Path) -> tuple[list[Mapping[str, Any]], int]:

@@ -93,6 +93,16 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
+def _check_records(recipe: Recipe, split: str, cleaner: Cleaner, records: Iterator[Record]) -> Iterator[Record]:
+    """The cleaned records of a split, after the task has looked at each."""
+    for record in records:
+        try:
+            recipe.task_class.check_record(recipe, record)
+        except UserError as error:
+            raise UserError(f"data.{split}: record {cleaner.report[split].read}: {error}") from error
+        yield record
+
+
 def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
     data, cleaner = recipe.data, Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
@@ -103,7 +113,8 @@ def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_di
                 for field in fields
             }
             bar = stack.enter_context(progress(f"read and clean {split}", unit="records"))
-            for chunk in _chunks(cleaner.clean(split, read_records(data, split, data_dir))):
+            records = cleaner.clean(split, read_records(data, split, data_dir))
+            for chunk in _chunks(_check_records(recipe, split, cleaner, records)):
                 for field, writer in writers.items():
                     writer.append_texts(record[field] for record in chunk)
                 bar.advance(len(chunk))

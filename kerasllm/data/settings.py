@@ -52,25 +52,45 @@ class ParallelTextSettings(SplitSettings):
         return self
 
 
-class TableSettings(SplitSettings):
-    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet, by extension."""
+class FileSettings(SplitSettings):
+    """One file for each split, or shares of the training file."""
 
-    source: Literal["table"]
     train: str
     """File, relative to the data directory."""
     validation: str | float | None = None
     """File, or the share of the training file that is split off; which records these are follows from their texts."""
     test: str | float | None = None
     """The same."""
-    columns: dict[str, str] = Field(min_length=1)
-    """Field -> name of the column that holds it."""
-    header: dict[Literal["train", "validation", "test"], tuple[str, ...]] = {}
-    """Split -> names of all columns, for a csv or tsv file whose first line is a record already."""
 
     @property
     def shares(self) -> dict[str, float]:
         """Split -> the share of the training file that belongs to it."""
         return {split: share for split in ("validation", "test") if isinstance(share := getattr(self, split), float)}
+
+    @field_validator("validation", "test")
+    @classmethod
+    def _check_share(cls, file: str | float | None) -> str | float | None:
+        if isinstance(file, float) and not 0 < file < 1:
+            raise ValueError(f"must be a file, or a share of the training file between 0 and 1, found {file:g}")
+        return file
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "FileSettings":
+        if sum(self.shares.values()) >= 1:
+            raise ValueError("the shares of validation and test leave nothing to train on; lower them")
+        return self
+
+
+class TableSettings(FileSettings):
+    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet, by extension."""
+
+    source: Literal["table"]
+    columns: dict[str, str] = Field(min_length=1)
+    """Field -> name of the column that holds it."""
+    header: dict[Literal["train", "validation", "test"], tuple[str, ...]] = {}
+    """Split -> names of all columns, for a csv or tsv file whose first line is a record already."""
+    join_lists: bool = False
+    """A cell that is a list of words, in jsonl or parquet, is read as these with single spaces between them."""
 
     @field_validator("train", "validation", "test")
     @classmethod
@@ -79,18 +99,24 @@ class TableSettings(SplitSettings):
             raise ValueError(
                 f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz"
             )
-        if isinstance(file, float) and not 0 < file < 1:
-            raise ValueError(f"must be a file, or a share of the training file between 0 and 1, found {file:g}")
         return file
 
     @model_validator(mode="after")
-    def _check_shares(self) -> "TableSettings":
-        if sum(self.shares.values()) >= 1:
-            raise ValueError("the shares of validation and test leave nothing to train on; lower them")
+    def _check_header(self) -> "TableSettings":
         for split in self.header:
             if not isinstance(getattr(self, split), str):
                 raise ValueError(f"header.{split}: {split} is no file")
         return self
+
+
+class ConllSettings(FileSettings):
+    """Files with one word a line, plain or .gz; see `data/conll.py`."""
+
+    source: Literal["conll"]
+    columns: dict[str, int] = Field(default={"words": 0, "tags": -1}, min_length=1)
+    """Field -> number of the column that holds it, from 0, or backwards from -1, the last one."""
+    scheme: Literal["iob1", "bio", "bioes"] = "bio"
+    """How the file writes entities down, see `data/tag_schemes.py`; the records have BIO in any case."""
 
 
 class TfdsSettings(SplitSettings):
@@ -110,6 +136,7 @@ class TfdsSettings(SplitSettings):
 BUILT_IN_FIELDS = {
     "dates": ("source", "target"),
     "date_languages": ("text", "label"),
+    "date_mentions": ("words", "tags"),
     "digits": ("image", "label"),
     "slopes": ("slope_x", "slope_y"),
 }
@@ -120,7 +147,7 @@ class BuiltInSettings(SplitSettings):
     """A set that is generated on this machine, the same for the same seed."""
 
     source: Literal["built_in"]
-    name: Literal["dates", "date_languages", "digits", "slopes"]
+    name: Literal["dates", "date_languages", "date_mentions", "digits", "slopes"]
     train: int = Field(ge=1)
     """Number of records."""
     validation: int | None = Field(default=None, ge=1)
@@ -135,7 +162,7 @@ class BuiltInSettings(SplitSettings):
 
 
 DataSettings = Annotated[
-    ParallelTextSettings | TableSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
+    ParallelTextSettings | TableSettings | ConllSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
 ]
 
 

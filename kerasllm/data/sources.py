@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from kerasllm.data.conll import TAGS, read_conll
 from kerasllm.data.settings import (
     BuiltInSettings,
+    ConllSettings,
     DataSettings,
+    FileSettings,
     ParallelTextSettings,
     TableSettings,
     TfdsSettings,
@@ -23,9 +26,15 @@ from kerasllm.data.tables import as_text, check_columns, read_lines, read_table,
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import sha256_of_file
 
-BUILT_IN_LIBRARIES = {"dates": ["babel"], "date_languages": ["babel"], "digits": ["scikit-learn"], "slopes": []}
+BUILT_IN_LIBRARIES = {
+    "dates": ["babel"],
+    "date_languages": ["babel"],
+    "date_mentions": ["babel"],
+    "digits": ["scikit-learn"],
+    "slopes": [],
+}
 """Built-in set, which is also its file here -> the libraries that it depends on."""
-BUILT_IN_FROM = {"date_languages": ["dates"]}
+BUILT_IN_FROM = {"date_languages": ["dates"], "date_mentions": ["dates"]}
 """Built-in set -> the files of others that it is made with."""
 
 Record = dict[str, str]
@@ -112,6 +121,8 @@ def _generate(data: BuiltInSettings, split: str) -> Iterator[Record]:
         from kerasllm.data.slopes import generate_slopes as generate
     elif data.name == "date_languages":
         from kerasllm.data.date_languages import generate_date_languages as generate
+    elif data.name == "date_mentions":
+        from kerasllm.data.date_mentions import generate_date_mentions as generate
     else:
         from kerasllm.data.dates import generate_dates as generate
     yield from generate(split, getattr(data, split), data.seed)
@@ -129,13 +140,23 @@ def share_of(record: Record, shares: Mapping[str, float]) -> str:
     return "train"
 
 
-def _read_split(data: TableSettings, split: str, path: Path) -> Iterator[Record]:
+def _read_split(data: TableSettings | ConllSettings, split: str, path: Path) -> Iterator[Record]:
     """The records of a file, or of the share of the training file that makes up a split."""
     of_train = split == "train" or split in data.shares
-    records = read_table(path, data.columns, data.header.get("train" if of_train else split))
+    if isinstance(data, ConllSettings):
+        records = read_conll(path, data.columns, data.scheme)
+    else:
+        records = read_table(path, data.columns, data.header.get("train" if of_train else split), data.join_lists)
     if not data.shares or not of_train:
         return records
-    return (record for record in records if share_of(record, data.shares) == split)
+    return (record for record in records if share_of(_without_tags(record, data), data.shares) == split)
+
+
+def _without_tags(record: Record, data: TableSettings | ConllSettings) -> Record:
+    """What decides which share a record belongs to: of a sentence the words alone."""
+    if isinstance(data, ConllSettings):
+        return {field: text for field, text in record.items() if field != TAGS}
+    return record
 
 
 def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[str, Path]:
@@ -146,7 +167,7 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
     """
     if isinstance(data, ParallelTextSettings):
         return {field: _locate(file, data_dir) for field, file in getattr(data, split).items()}
-    if isinstance(data, TableSettings):
+    if isinstance(data, FileSettings):
         return {"table": _locate(data.train if split in data.shares else getattr(data, split), data_dir)}
     return {}
 
@@ -187,7 +208,7 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
     paths = source_files(data, split, data_dir)
     if isinstance(data, ParallelTextSettings):
         records = _read_parallel(paths)
-    elif isinstance(data, TableSettings):
+    elif isinstance(data, TableSettings | ConllSettings):
         records = _read_split(data, split, paths["table"])
     else:
         records = _read_tfds(data, split, data_dir)

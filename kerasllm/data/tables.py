@@ -130,6 +130,16 @@ def as_text(value: Any, place: str) -> str:
     raise UserError(f"{place}: holds a {type(value).__name__}; text or a number is needed")
 
 
+def join_list(value: Any, place: str) -> Any:
+    """A list of words as these with single spaces between them; what is no list as it is."""
+    if not isinstance(value, list):
+        return value
+    for number, word in enumerate(value, start=1):
+        if not isinstance(word, str) or word.split() != [word]:
+            raise UserError(f"{place}: {number} of its list is {word!r}; a word without white space is needed")
+    return " ".join(value)
+
+
 _ROWS: dict[str, Callable[[Path, Mapping[str, str], Sequence[str] | None], Iterator[Row]]] = {
     ".csv": _delimited_rows,
     ".tsv": _delimited_rows,
@@ -153,9 +163,14 @@ def read_rows(
     return _ROWS[table_kind(path.name)](path, columns or {}, header)
 
 
-def read_table(path: Path, columns: Mapping[str, str], header: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
-    """Yield the records of a table, field -> text; the arguments are those of `read_rows`."""
+def read_table(
+    path: Path, columns: Mapping[str, str], header: Sequence[str] | None = None, join_lists: bool = False
+) -> Iterator[dict[str, str]]:
+    """Yield the records of a table, field -> text; `join_lists` makes texts of lists, the rest is as in `read_rows`."""
     for number, row in read_rows(path, columns, header):
-        yield {
-            field: as_text(row.get(column), f"{path}:{number}: column '{column}'") for field, column in columns.items()
-        }
+        record = {}
+        for field, column in columns.items():
+            place = f"{path}:{number}: column '{column}'"
+            value = join_list(row.get(column), place) if join_lists else row.get(column)
+            record[field] = as_text(value, place)
+        yield record

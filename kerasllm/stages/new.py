@@ -1,10 +1,8 @@
-"""From somebody's table of texts and labels to a recipe that trains a classifier on it."""
+"""From somebody's file to a recipe: a table of texts and labels trains a classifier, CoNLL's columns a tagger."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 from collections import Counter
 from functools import partial
@@ -16,6 +14,7 @@ from kerasllm.data.cleaning import Cleaner
 from kerasllm.data.columns import (
     Column,
     find_column,
+    guess_format,
     guess_kind,
     guess_label,
     guess_texts,
@@ -24,17 +23,25 @@ from kerasllm.data.columns import (
 from kerasllm.data.settings import table_kind
 from kerasllm.data.sources import read_records
 from kerasllm.errors import UserError
+from kerasllm.first_recipe import (
+    AIMED_STEPS,
+    BATCH_SIZE,
+    EPOCHS,
+    MANY_RECORDS,
+    PRETRAINED_EPOCHS,
+    PRETRAINED_RATE,
+    SHARES,
+    as_yaml,
+    clip,
+    describe_model,
+    length_for,
+    name_file,
+)
+from kerasllm.first_tagger import new_tagger
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import atomic_write_text
 from kerasllm.terminal import say, show_table
 
-SHARES = {"validation": 0.1, "test": 0.1}
-BATCH_SIZE = 32
-AIMED_STEPS = 1500
-EPOCHS = range(3, 41)
-LENGTHS = range(32, 257, 32)
-"""Shorter than the longest texts of some tables, which take long to learn from."""
-MANY_RECORDS = 20_000
 TEMPLATE = """\
 # {purpose}
 # command: kerasllm train {to} --run-dir runs/{name}
@@ -69,23 +76,6 @@ training:
   evaluate_every_epochs: {every}
   best_metric: loss
 """
-FROM_SCRATCH = """\
-tokenizer: {{kind: subwords, max_vocabulary_size: 8000, lowercase: true}}
-
-# A larger model learns more from more records, and takes longer. Lengths are in tokens, the pieces of words.
-model:
-  num_layers: {num_layers}
-  num_heads: 4
-  hidden_dim: {hidden_dim}
-  intermediate_dim: {intermediate_dim}
-  max_sequence_length: {length}
-"""
-PRETRAINED = """\
-# Its numbers and its vocabulary are those of the published weights.
-model: {{pretrained: {source}}}
-"""
-PRETRAINED_EPOCHS, PRETRAINED_RATE = 3, 0.00005
-"""As Devlin et al. (2018), A.3, fine-tune."""
 
 
 def new(
@@ -96,22 +86,25 @@ def new(
     label: str | None = None,
     pretrained: str | None = None,
 ) -> dict[str, Any]:
-    """Look at a table, and write a commented recipe for a classifier of its texts.
+    """Look at a table, and write a commented recipe for a classifier of its texts; of CoNLL's columns for a tagger.
 
     Args:
-        table: csv, tsv, jsonl or parquet.
+        table: csv, tsv, jsonl or parquet; or a file with a word a line, which is known by its content.
         to: the recipe; by default the table's name with `.yaml`, in the working directory.
         text, other_text, label: columns; what is left out is guessed from the names and the cells.
         pretrained: published weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
         `recipe`, `text`, `other_text`, `label` (columns), `kind` (see `ClassificationSettings`), `labels` (how often
-        each occurs) and `splits` (records by split).
+        each occurs) and `splits` (records by split). For CoNLL what `new_tagger` gives.
 
     Raises:
         UserError: the table cannot be read, has no such column, no text or only one label; a label is too rare to be
             in every split; or there is a recipe already.
     """
+    if guess_format(table) == "conll":
+        given = {"--text": text, "--other-text": other_text, "--label": label}
+        return new_tagger(table, to, [option for option, column in given.items() if column], pretrained)
     columns, num_rows = read_columns(table)
     named = find_column(table, columns, "--label", label) if label else guess_label(table, columns)
     texts = [find_column(table, columns, "--text", text)] if text else guess_texts(table, columns, named.name)
@@ -173,18 +166,15 @@ def write_recipe(
     steps = math.ceil(num_train / BATCH_SIZE)
     epochs = PRETRAINED_EPOCHS if pretrained else clip(math.ceil(AIMED_STEPS / steps), EPOCHS)
     rows = zip(*(column.cells for column in fields.values()), strict=False)
-    characters = sorted(sum(map(len, row)) for row in rows)  # no text has more tokens than characters
+    length = length_for([sum(map(len, row)) for row in rows])
     is_large = num_train >= MANY_RECORDS
-    length = clip(-(-(characters[len(characters) * 99 // 100] + 3) // 32) * 32, LENGTHS)
-    # Where a data directory is set, a path that is relative would be taken to lie in there.
-    file = table.resolve() if os.environ.get("KERASLLM_DATA") else table
     names = [column.name for column in fields.values()]
     columns = dict(zip((*fields, "label"), (*names, label.name), strict=True))
     return TEMPLATE.format(
         purpose=" ".join(f"Tells {label.name} from {' and '.join(names)} in {table.name}.".split()),
         to=to,
         name=to.stem,
-        file=as_yaml(str(file)),
+        file=name_file(table),
         **SHARES,
         columns=as_yaml(columns),
         classification=as_yaml(classification),
@@ -196,30 +186,6 @@ def write_recipe(
         warmup=max(1, steps * epochs // 10),
         every=max(1, epochs // 10),
     )
-
-
-def describe_model(pretrained: str | None, is_large: bool, length: int) -> str:
-    """The sections of the recipe that say what is trained."""
-    if pretrained:
-        # Where a data directory is set, a path that is relative would be taken to lie in there.
-        is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
-        return PRETRAINED.format(source=as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained))
-    width, intermediate_dim, num_layers = (256, 1024, 4) if is_large else (128, 256, 2)
-    return FROM_SCRATCH.format(
-        num_layers=num_layers, hidden_dim=width, intermediate_dim=intermediate_dim, length=length
-    )
-
-
-def clip(number: int, bounds: range) -> int:
-    """The nearest of the bounds' numbers from the first to the last."""
-    return min(max(number, bounds[0]), bounds[-1])
-
-
-def as_yaml(value: Any) -> str:
-    """JSON, which is YAML as well; the keys of a dict, which are names of settings, without quotes."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {as_yaml(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def count_labels(recipe: Recipe) -> tuple[Counter[str], dict[str, int]]:

@@ -104,6 +104,47 @@ def test_several_labels(write):
     assert recipe.task_class.labels_in(recipe, "comedy; drama") == ["comedy", "drama"]
 
 
+def sentences(number=60):
+    """CoNLL's columns in IOB1, with all types in every share."""
+    rows = ("{n} NN O", "West NN I-LOC", "Ham NN I-LOC", "Leeds NN I-ORG", "Leeds NN B-ORG")
+    return "-DOCSTART- -X- O\n\n" + "\n".join("\n".join(rows).format(n=n) + "\n" for n in range(number))
+
+
+def test_tagged_words_become_a_recipe_for_a_tagger(write, monkeypatch):
+    file = write((), ())
+    Path("words.conll").write_text(sentences(), encoding="utf-8")
+    report = new(Path("words.conll"))
+    assert report["entities"] == {"ORG": 120, "LOC": 60}
+    recipe = load_recipe("words.yaml")
+    assert (recipe.task, recipe.data.source, recipe.data.scheme) == ("tag", "conll", "iob1")
+    prepared = prepare_data(recipe)
+    assert prepared.splits == report["splits"]
+    assert sum(report["splits"].values()) == 60
+    assert min(report["splits"].values()) > 0
+    assert prepared.examples("train").num_cut == 0
+    with pytest.raises(UserError, match=r"words\.yaml: exists already; name another file with --to"):
+        new(Path("words.conll"))
+    with pytest.raises(UserError, match=r"words\.conll: --label: holds a word a line, and no table; leave it out"):
+        new(Path("words.conll"), Path("r.yaml"), label="tag")
+    (file.parent / "bert").mkdir()
+    monkeypatch.setenv("KERASLLM_DATA", "elsewhere")
+    new(Path("words.conll"), Path("r.yaml"), pretrained="bert")
+    assert Path(load_recipe("r.yaml").model.pretrained) == Path("bert").resolve()
+    assert Path(load_recipe("r.yaml").data.train) == Path("words.conll").resolve()
+
+
+def test_a_type_that_is_too_rare_and_a_wrong_line(write):
+    write((), ())
+    word = next(f"w{n}" for n in range(999) if share_of({"words": f"w{n}"}, SHARES) != "train")
+    Path("a.txt").write_text(f"{sentences()}\n{word} NN I-ODD\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.txt: 'B-ODD' occurs in no sentence of the share to train on"):
+        new(Path("a.txt"))
+    assert not Path("a.yaml").exists()
+    Path("a.txt").write_text(f"{sentences()}\nx I-ORG\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.txt:363: has 2 columns, but line 3 has 3"):
+        new(Path("a.txt"))
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "options", "message"),
     [
