@@ -1,4 +1,4 @@
-"""From somebody's table of texts and labels to a recipe that trains a classifier on it."""
+"""From somebody's table of texts and labels, or their questions, to a recipe that trains a model on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from kerasllm.data.columns import (
 )
 from kerasllm.data.settings import table_kind
 from kerasllm.data.sources import read_records
+from kerasllm.data.squad import is_squad
 from kerasllm.errors import UserError
+from kerasllm.reading_recipe import new_reader
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import atomic_write_text
 from kerasllm.terminal import say, show_table
@@ -96,22 +98,30 @@ def new(
     label: str | None = None,
     pretrained: str | None = None,
 ) -> dict[str, Any]:
-    """Look at a table, and write a commented recipe for a classifier of its texts.
+    """Look at a table, and write a commented recipe for a classifier of its texts; or look at questions.
 
     Args:
-        table: csv, tsv, jsonl or parquet.
+        table: csv, tsv, jsonl or parquet; or the json of SQuAD, whatever its name.
         to: the recipe; by default the table's name with `.yaml`, in the working directory.
         text, other_text, label: columns; what is left out is guessed from the names and the cells.
         pretrained: published weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
         `recipe`, `text`, `other_text`, `label` (columns), `kind` (see `ClassificationSettings`), `labels` (how often
-        each occurs) and `splits` (records by split).
+        each occurs) and `splits` (records by split). For questions what `new_reader` returns.
 
     Raises:
         UserError: the table cannot be read, has no such column, no text or only one label; a label is too rare to be
             in every split; or there is a recipe already.
     """
+    name = table.name.removesuffix(".gz").removesuffix(table_kind(table.name))
+    to = to or Path(f"{name}.yaml")
+    if to.exists():
+        raise UserError(f"{to}: exists already; name another file with --to")
+    if is_squad(table):
+        if text or other_text or label:
+            raise UserError(f"{table}: holds questions and no columns; leave out --text, --other-text and --label")
+        return new_reader(table, to, pretrained and describe_pretrained(pretrained))
     columns, num_rows = read_columns(table)
     named = find_column(table, columns, "--label", label) if label else guess_label(table, columns)
     texts = [find_column(table, columns, "--text", text)] if text else guess_texts(table, columns, named.name)
@@ -120,10 +130,6 @@ def new(
     fields = dict(zip(("text", "other_text"), texts, strict=False))
     kind, separator = guess_kind(named)
     check_label(table, named, kind)
-    name = table.name.removesuffix(".gz").removesuffix(table_kind(table.name))
-    to = to or Path(f"{name}.yaml")
-    if to.exists():
-        raise UserError(f"{to}: exists already; name another file with --to")
     write = partial(write_recipe, table, to=to, fields=fields, label=named, kind=kind, separator=separator)
     atomic_write_text(to, write(num_train=num_rows, pretrained=pretrained))
     try:
@@ -201,13 +207,18 @@ def write_recipe(
 def describe_model(pretrained: str | None, is_large: bool, length: int) -> str:
     """The sections of the recipe that say what is trained."""
     if pretrained:
-        # Where a data directory is set, a path that is relative would be taken to lie in there.
-        is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
-        return PRETRAINED.format(source=as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained))
+        return describe_pretrained(pretrained)
     width, intermediate_dim, num_layers = (256, 1024, 4) if is_large else (128, 256, 2)
     return FROM_SCRATCH.format(
         num_layers=num_layers, hidden_dim=width, intermediate_dim=intermediate_dim, length=length
     )
+
+
+def describe_pretrained(source: str) -> str:
+    """The section `model` that begins with published weights."""
+    # Where a data directory is set, a path that is relative would be taken to lie in there.
+    is_moved = os.environ.get("KERASLLM_DATA") and Path(source).exists()
+    return PRETRAINED.format(source=as_yaml(str(Path(source).resolve()) if is_moved else source))
 
 
 def clip(number: int, bounds: range) -> int:
