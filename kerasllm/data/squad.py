@@ -42,7 +42,9 @@ def read_answers(text: str) -> list[Answer]:
     """
     try:
         answers = json.loads(text)
-        if all(isinstance(answer["text"], str) and type(answer["start"]) is int for answer in answers):
+        if type(answers) is list and all(
+            isinstance(answer["text"], str) and type(answer["start"]) is int for answer in answers
+        ):
             return answers
     except (ValueError, TypeError, KeyError):
         pass
