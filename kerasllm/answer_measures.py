@@ -8,30 +8,33 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 CHINESE_PUNCTUATION = "，。、；：？！…—·～“”‘’（）《》〈〉「」『』【】〔〕"
-"""What else is left out of texts with Chinese or Japanese characters."""
+"""What else is left out where the right answer has Chinese or Japanese characters."""
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 CJK = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
 
 
-def normalized(text: str) -> str:
+def normalized(text: str, as_cjk: bool = False) -> str:
     """In lower case, without punctuation and articles, with single spaces."""
-    left_out = string.punctuation + (CHINESE_PUNCTUATION if CJK.search(text) else "")
+    left_out = string.punctuation + (CHINESE_PUNCTUATION if as_cjk else "")
     return " ".join(ARTICLE.sub(" ", text.lower().translate(dict.fromkeys(map(ord, left_out)))).split())
 
 
-def tokens_of(text: str) -> list[str]:
-    """The words of a normalised text; each Chinese or Japanese character is one, as in CMRC 2018."""
-    return CJK.sub(r" \1 ", normalized(text)).split()
+def words_of(text: str, as_cjk: bool) -> list[str]:
+    """The words of a text once it is normalised; each Chinese or Japanese character may be one, as in CMRC 2018."""
+    text = normalized(text, as_cjk)
+    return (CJK.sub(r" \1 ", text) if as_cjk else text).split()
 
 
 def exact_match(given: str, wanted: str) -> float:
     """1 if both are the same when normalised, else 0."""
-    return float(normalized(given) == normalized(wanted))
+    as_cjk = bool(CJK.search(wanted))
+    return float(normalized(given, as_cjk) == normalized(wanted, as_cjk))
 
 
 def f1(given: str, wanted: str) -> float:
     """Harmonic mean of precision and recall of the words; where one text has none, whether the other has none too."""
-    words, wanted_words = tokens_of(given), tokens_of(wanted)
+    as_cjk = bool(CJK.search(wanted))
+    words, wanted_words = words_of(given, as_cjk), words_of(wanted, as_cjk)
     if not words or not wanted_words:
         return float(words == wanted_words)
     same = (Counter(words) & Counter(wanted_words)).total()

@@ -14,11 +14,16 @@ from kerasllm.answer_measures import answer_metrics, exact_match, f1, normalized
         ("U.S.A. (1,000)", "usa 1000"),
         ("Café “x”", "café “x”"),  # only ASCII punctuation, as in the script
         ("the_end", "theend"),
-        ("北京，中国。", "北京中国"),
     ],
 )
 def test_normalized(text, expected):
     assert normalized(text) == expected
+
+
+def test_punctuation_of_chinese_answers():
+    assert exact_match("“北京，中国。”", "北京中国") == 1.0
+    assert exact_match("Khan。", "Khan") == 0.0  # as in the script, where no right answer is Chinese
+    assert f1("Khan 成吉思汗", "Khan") == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """From somebody's questions to a recipe that loads and prepares; once through all stages to a published model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -129,9 +127,3 @@ def test_all_stages(write, tmp_path, run_python):
     assert (answer["text"], answer["start"], answer["end"]) == ("Eva", 31, 34)
     assert exported["num_verified"] > 12
     assert theirs["architecture"] == "BertForQuestionAnswering"
-    script = Path(__file__).parent.parent / "kerasllm" / "serving" / "saved_model.py"
-    asked = "Who lives there?\tIn town number 5, the painter Kim lives."
-    served = subprocess.run(
-        [sys.executable, "-I", script, "saved", asked], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert served.stdout.strip() == "Kim", served.stderr
