@@ -87,6 +87,11 @@ def test_what_cannot_be_learnt(write, number, options, message):
     assert not Path("towns.yaml").exists()
 
 
+def test_a_file_that_is_not_there(write):
+    with pytest.raises(UserError, match=r"twons\.json: no such file"):
+        new(Path("twons.json"))
+
+
 def test_a_broken_file_leaves_no_recipe(write):
     file = write(9)
     file.write_text(file.read_text().replace('"context"', '"contxt"', 4))
@@ -99,7 +104,7 @@ ALL_STAGES = """
 from kerasllm.environment import load_tensorflow; load_tensorflow()
 import json, sys
 from kerasllm.recipe import load_recipe
-from kerasllm.stages import evaluate, export, new, predict, train
+from kerasllm.stages import evaluate, export, new, train
 from pathlib import Path
 new.new(Path("towns.json"))
 tiny = ["model={num_layers: 1, num_heads: 2, hidden_dim: 32, intermediate_dim: 32, max_sequence_length: 48}",
@@ -107,11 +112,9 @@ tiny = ["model={num_layers: 1, num_heads: 2, hidden_dim: 32, intermediate_dim: 3
         "tokenizer.max_vocabulary_size=100", "model.dropout=0", "model.attention_dropout=0"]
 train.train(load_recipe("towns.yaml", tiny), "run")
 measured = evaluate.evaluate("run", "train")
-asked = "Who lives there?\\tIn town number 77, the painter Eva lives."
-(answer,) = predict.predict("run", [asked])
 exported = export.export("run", "saved")
 theirs = export.export_huggingface("run", "theirs")
-print(json.dumps([measured, answer, exported, theirs]))
+print(json.dumps([measured, exported, theirs]))
 """
 
 
@@ -121,9 +124,12 @@ def test_all_stages(write, tmp_path, run_python):
     write(20)
     done = run_python("-c", ALL_STAGES, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent.parent))
     assert done.returncode == 0, done.stderr
-    measured, answer, exported, theirs = json.loads(done.stdout)
+    measured, exported, theirs = json.loads(done.stdout)
+    rows = [json.loads(line) for line in (tmp_path / measured["predictions"]).read_text().splitlines()]
+    assert [row["question"] for row in rows[:3]] == ["Who lives there?", "Which town?", "Why?"]
+    assert (rows[0]["prediction"], rows[0]["start"], rows[0]["end"]) == ("Ada", 30, 33)
+    assert (rows[2]["prediction"], rows[2]["start"], rows[2]["end"]) == ("", 0, 0)
     assert measured["exact_match"] > 0.9
     assert measured["sentences"] == 48
-    assert (answer["text"], answer["start"], answer["end"]) == ("Eva", 31, 34)
     assert exported["num_verified"] > 12
     assert theirs["architecture"] == "BertForQuestionAnswering"

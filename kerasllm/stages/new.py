@@ -118,6 +118,8 @@ def new(
     to = to or Path(f"{name}.yaml")
     if to.exists():
         raise UserError(f"{to}: exists already; name another file with --to")
+    if not table.is_file():
+        raise UserError(f"{table}: no such file")
     if is_squad(table):
         if text or other_text or label:
             raise UserError(f"{table}: holds questions and no columns; leave out --text, --other-text and --label")
