@@ -155,14 +155,16 @@ def copy(name: str, to: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 def new(as_json: bool, **options: Any) -> None:
-    """Write a recipe that trains a classifier, or a tagger, on TABLE.
+    """Write a recipe that trains a classifier, a tagger or a reader on TABLE.
 
     TABLE is a csv, tsv, jsonl or parquet file with a column of texts and one of labels. Which these are is guessed,
-    shown, and can be said. Or it has a word a line, with its tag in the last column (CoNLL).
+    shown, and can be said. Or it has a word a line, with its tag in the last column (CoNLL), or questions about texts
+    (the json of SQuAD).
 
     \b
     kerasllm new reviews.csv
     kerasllm new entities.conll
+    kerasllm new questions.json --pretrained hf:sentence-transformers/all-MiniLM-L6-v2
     kerasllm new reviews.csv --text comment --label stars --to stars.yaml
     kerasllm new reviews.csv --pretrained hf:sentence-transformers/all-MiniLM-L6-v2
     """

@@ -36,9 +36,7 @@ PRETRAINED_EPOCHS, PRETRAINED_RATE = 3, 0.00005
 def describe_model(pretrained: str | None, is_large: bool, length: int, tokenizer: str = "subwords") -> str:
     """The sections of the recipe that say what is trained."""
     if pretrained:
-        # Where a data directory is set, a path that is relative would be taken to lie in there.
-        is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
-        return PRETRAINED.format(source=as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained))
+        return describe_pretrained(pretrained)
     width, intermediate_dim, num_layers = (256, 1024, 4) if is_large else (128, 256, 2)
     return FROM_SCRATCH.format(
         tokenizer=tokenizer,
@@ -47,6 +45,13 @@ def describe_model(pretrained: str | None, is_large: bool, length: int, tokenize
         intermediate_dim=intermediate_dim,
         length=length,
     )
+
+
+def describe_pretrained(source: str) -> str:
+    """The section `model` that begins with published weights."""
+    # Where a data directory is set, a path that is relative would be taken to lie in there.
+    is_moved = os.environ.get("KERASLLM_DATA") and Path(source).exists()
+    return PRETRAINED.format(source=as_yaml(str(Path(source).resolve()) if is_moved else source))
 
 
 def name_file(file: Path) -> str:

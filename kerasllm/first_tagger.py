@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +67,21 @@ training:
 """
 
 
-def new_tagger(
-    file: Path, to: Path | None, table_options: Sequence[str] = (), pretrained: str | None = None
-) -> dict[str, Any]:
+def new_tagger(file: Path, to: Path, pretrained: str | None = None) -> dict[str, Any]:
     """Look at a file with tagged words, and write a commented recipe for a tagger.
 
     Args:
         file: words in the first column, tags in the last one; plain or .gz.
-        to: the recipe; by default the file's name with `.yaml`, in the working directory.
-        table_options: what was asked for that only tables have.
+        to: the recipe, which does not exist.
         pretrained: published weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
         `recipe`, `task`, `scheme`, `entities` (how many there are of each type) and `splits` (sentences by split).
 
     Raises:
-        UserError: the file cannot be read, a tag or a line is wrong, a type is too rare to be in every split, an option
-            does not fit, or there is a recipe already.
+        UserError: the file cannot be read, a tag or a line is wrong, or a type is too rare to be in every split.
     """
-    if table_options:
-        raise UserError(f"{file}: {table_options[0]}: holds a word a line, and no table; leave it out")
     found = look_at(file)
-    name = file.name.removesuffix(".gz")
-    to = to or Path(f"{name.rpartition('.')[0] or name}.yaml")
-    if to.exists():
-        raise UserError(f"{to}: exists already; name another file with --to")
     atomic_write_text(to, write_recipe(file, found, len(found.lengths), to, pretrained))
     try:
         splits = count_sentences(load_recipe(to))

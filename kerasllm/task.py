@@ -45,6 +45,9 @@ class Task:
     parallel_fields: tuple[str, ...] = ()
     """The fields whose texts say the same, so that cleaning compares their lengths."""
 
+    verbatim_fields: tuple[str, ...] = ()
+    """The fields that cleaning leaves as they are, however long, because places in them are counted."""
+
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         self.recipe, self.vocabulary = recipe, vocabulary
         self.tokenizer = vocabulary.tokenizer
@@ -59,6 +62,15 @@ class Task:
     def metric_names_of(cls, recipe: Any) -> tuple[str, ...]:
         """Those of `metric_names` that a recipe gives; by default all."""
         return cls.metric_names
+
+    @classmethod
+    def fault_of(cls, record: dict[str, str]) -> str | None:
+        """Why nothing can be learnt from a cleaned record, as one of `cleaning.REASONS`; by default None.
+
+        Raises:
+            UserError: a field cannot be read; says what it must be.
+        """
+        return None
 
     @classmethod
     def labels_in(cls, recipe: Any, text: str) -> list[str]:

@@ -3,11 +3,12 @@
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from kerasllm.data.settings import CleaningSettings
+from kerasllm.errors import UserError
 
 Record = dict[str, str]
 
@@ -16,6 +17,7 @@ REASONS = {
     "too_short": "a text has fewer than min_characters",
     "too_long": "a text has more than max_characters",
     "length_ratio": "one text is longer than max_length_ratio times another",
+    "missing_answer": "an answer does not occur in its context",
     "duplicate": "repeats an earlier record of the split",
     "leak": "the record is also in another split",
 }
@@ -112,14 +114,16 @@ def normalize(text: str, settings: CleaningSettings) -> str:
     return " ".join(text.split()) if settings.collapse_spaces else text
 
 
-def find_fault(record: Record, settings: CleaningSettings, parallel_fields: Sequence[str]) -> str | None:
+def find_fault(
+    record: Record, settings: CleaningSettings, parallel_fields: Sequence[str], verbatim_fields: Sequence[str] = ()
+) -> str | None:
     """The first reason that a normalised record gives by itself, None if it is sound."""
-    lengths = [len(text) for text in record.values()]
-    if min(lengths) == 0 or not all(text.strip() for text in record.values()):
+    if not all(text.strip() for text in record.values()):
         return "empty"
-    if min(lengths) < settings.min_characters:
+    lengths = [len(text) for field, text in record.items() if field not in verbatim_fields]
+    if any(length < settings.min_characters for length in lengths):
         return "too_short"
-    if max(lengths) > settings.max_characters:
+    if any(length > settings.max_characters for length in lengths):
         return "too_long"
     parallel = [len(record[field]) for field in parallel_fields]
     if parallel and settings.max_length_ratio is not None and max(parallel) > settings.max_length_ratio * min(parallel):
@@ -135,13 +139,29 @@ class Cleaner:
 
     Args:
         parallel_fields: whose texts say the same, so that `max_length_ratio` compares their lengths.
+        verbatim_fields: whose texts stay as they are, however long.
+        fault_of: a further reason that a record gives by itself, one of `REASONS`; None if it is sound.
     """
 
-    def __init__(self, settings: CleaningSettings, parallel_fields: Sequence[str] = ()) -> None:
-        self._parallel_fields = parallel_fields
+    def __init__(
+        self,
+        settings: CleaningSettings,
+        parallel_fields: Sequence[str] = (),
+        verbatim_fields: Sequence[str] = (),
+        fault_of: Callable[[Record], str | None] = lambda record: None,
+    ) -> None:
+        self._parallel_fields, self._verbatim_fields = parallel_fields, verbatim_fields
+        self._fault_of = fault_of
         self.report = CleaningReport()
         self._settings = settings
         self._seen: dict[str, RecordSet] = {}
+
+    def _find_fault(self, record: Record, split: str) -> str | None:
+        fault = find_fault(record, self._settings, self._parallel_fields, self._verbatim_fields)
+        try:
+            return fault or self._fault_of(record)
+        except UserError as error:
+            raise UserError(f"data.{split}: record {self.report[split].read}: {error}") from error
 
     def _find_repetition(self, record: Record, split: str) -> str | None:
         settings = self._settings
@@ -154,15 +174,22 @@ class Cleaner:
         return None
 
     def clean(self, split: str, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield the normalised records that are kept, and count the other ones in `report`."""
+        """Yield the normalised records that are kept, and count the other ones in `report`.
+
+        Raises:
+            UserError: `fault_of` cannot read a record.
+        """
         if "train" in self._seen:
             raise ValueError(f"train must be cleaned last, but {split} comes after it")
         report = self.report[split] = SplitReport()
         self._seen[split] = RecordSet()
         for raw in records:
             report.read += 1
-            record = {name: normalize(text, self._settings) for name, text in raw.items()}
-            reason = find_fault(record, self._settings, self._parallel_fields) or self._find_repetition(record, split)
+            record = {
+                name: text if name in self._verbatim_fields else normalize(text, self._settings)
+                for name, text in raw.items()
+            }
+            reason = self._find_fault(record, split) or self._find_repetition(record, split)
             if reason:
                 report.note(reason, record, drop=split == "train")
             if reason is None or split != "train":

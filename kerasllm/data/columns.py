@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kerasllm.data.conll import is_conll
 from kerasllm.data.settings import TABLE_KINDS, table_kind
+from kerasllm.data.squad import is_squad
 from kerasllm.data.tables import as_text, read_rows
 from kerasllm.errors import UserError, did_you_mean
 
@@ -47,10 +48,12 @@ class Column:
             return None
 
 
-def guess_format(path: Path) -> Literal["conll", "table"]:
-    """How a file is written, by what stands in it; a table where nothing else is recognised."""
-    if path.is_file() and table_kind(path.name) != ".parquet" and is_conll(path):
-        return "conll"
+def guess_format(path: Path) -> Literal["tagged words", "questions", "table"]:
+    """What a file holds, by what stands in it; a table where nothing else is recognised."""
+    if is_squad(path):
+        return "questions"
+    if table_kind(path.name) != ".parquet" and is_conll(path):
+        return "tagged words"
     return "table"
 
 

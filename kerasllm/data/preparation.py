@@ -16,6 +16,7 @@ from kerasllm.data.settings import (
     CleaningSettings,
     DataSettings,
     ParallelTextSettings,
+    SquadSettings,
     TokenizerSettings,
 )
 from kerasllm.data.sources import Record, read_records, source_fingerprint
@@ -74,9 +75,10 @@ def find_fields(data: DataSettings, task_class: Any) -> tuple[str, ...]:
     """
     needed, known = task_class.fields, (*task_class.fields, *task_class.optional_fields)
     found = data.fields
-    if isinstance(data, BuiltInSettings):
+    if isinstance(data, BuiltInSettings | SquadSettings):
         if not set(needed) <= set(found) <= set(known):
-            raise UserError(f"data.name: {data.name} has {', '.join(found)}, but the task needs {', '.join(needed)}")
+            place, name = ("name", data.name) if isinstance(data, BuiltInSettings) else ("source", data.source)
+            raise UserError(f"data.{place}: {name} has {', '.join(found)}, but the task needs {', '.join(needed)}")
         return tuple(field for field in known if field in found)
     section = "train" if isinstance(data, ParallelTextSettings) else "columns"
     for field in found:
@@ -105,7 +107,8 @@ def _check_records(recipe: Recipe, split: str, cleaner: Cleaner, records: Iterat
 
 def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
-    data, cleaner = recipe.data, Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
+    data, task_class = recipe.data, recipe.task_class
+    cleaner = Cleaner(recipe.cleaning, task_class.parallel_fields, task_class.verbatim_fields, task_class.fault_of)
     for split in reversed(data.splits):
         with ExitStack() as stack:
             writers = {

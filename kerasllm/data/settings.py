@@ -1,5 +1,6 @@
 """What a recipe can say of its data: `data`, `cleaning`, `tokenizer`, `batching`, `augmentation`. No TensorFlow."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -161,8 +162,47 @@ class BuiltInSettings(SplitSettings):
         return BUILT_IN_FIELDS[self.name]
 
 
+class SquadPartSettings(Settings):
+    """A split of questions: a file, or some of its articles. A file alone may be written as its name."""
+
+    file: str
+    """In the form of SQuAD 1.1 or 2.0, relative to the data directory; `.gz` is unpacked while reading."""
+    articles: str | None = None
+    """Those from the first number up to the second, counted from 0, as in Python: `0:36`, `-10:`. null takes all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @field_validator("articles")
+    @classmethod
+    def _check_range(cls, articles: str | None) -> str | None:
+        if articles is not None and not re.fullmatch(r"(-?\d+)?:(-?\d+)?", articles):
+            raise ValueError(f"must be a range of numbers such as '0:36' or '-10:', found '{articles}'")
+        return articles
+
+
+class SquadSettings(SplitSettings):
+    """Questions about contexts, in the json of SQuAD 1.1 or 2.0, where a question may have no answer."""
+
+    source: Literal["squad"]
+    train: SquadPartSettings
+    validation: SquadPartSettings | None = None
+    test: SquadPartSettings | None = None
+    on_missing_answer: Literal["drop", "error"] = "drop"
+    """What happens to a question with an answer that does not occur in its context: cleaning counts it and drops it
+    from training, or reading ends with an error."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return ("question", "answers", "context")
+
+
 DataSettings = Annotated[
-    ParallelTextSettings | TableSettings | ConllSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
+    ParallelTextSettings | TableSettings | ConllSettings | SquadSettings | TfdsSettings | BuiltInSettings,
+    Field(discriminator="source"),
 ]
 
 

@@ -19,9 +19,11 @@ from kerasllm.data.settings import (
     DataSettings,
     FileSettings,
     ParallelTextSettings,
+    SquadSettings,
     TableSettings,
     TfdsSettings,
 )
+from kerasllm.data.squad import read_squad
 from kerasllm.data.tables import as_text, check_columns, read_lines, read_table, without_end
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import sha256_of_file
@@ -169,6 +171,8 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
         return {field: _locate(file, data_dir) for field, file in getattr(data, split).items()}
     if isinstance(data, FileSettings):
         return {"table": _locate(data.train if split in data.shares else getattr(data, split), data_dir)}
+    if isinstance(data, SquadSettings):
+        return {"squad": _locate(getattr(data, split).file, data_dir)}
     return {}
 
 
@@ -210,6 +214,8 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
         records = _read_parallel(paths)
     elif isinstance(data, TableSettings | ConllSettings):
         records = _read_split(data, split, paths["table"])
+    elif isinstance(data, SquadSettings):
+        records = read_squad(paths["squad"], getattr(data, split).articles, data.on_missing_answer == "error")
     else:
         records = _read_tfds(data, split, data_dir)
     first = next(records, None)

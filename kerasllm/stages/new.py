@@ -1,4 +1,4 @@
-"""From somebody's file to a recipe: a table of texts and labels trains a classifier, CoNLL's columns a tagger."""
+"""From somebody's file to a recipe: texts with labels train a classifier, tagged words a tagger, questions a reader."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kerasllm.data.columns import (
     guess_texts,
     read_columns,
 )
-from kerasllm.data.settings import table_kind
 from kerasllm.data.sources import read_records
 from kerasllm.errors import UserError
+from kerasllm.first_reader import new_reader
 from kerasllm.first_recipe import (
     AIMED_STEPS,
     BATCH_SIZE,
@@ -86,25 +86,34 @@ def new(
     label: str | None = None,
     pretrained: str | None = None,
 ) -> dict[str, Any]:
-    """Look at a table, and write a commented recipe for a classifier of its texts; of CoNLL's columns for a tagger.
+    """Look at a file, and write a commented recipe: for a classifier of the texts of a table, a tagger or a reader.
 
     Args:
-        table: csv, tsv, jsonl or parquet; or a file with a word a line, which is known by its content.
+        table: csv, tsv, jsonl or parquet; or, known by its content, a file with a word a line, or the json of SQuAD.
         to: the recipe; by default the table's name with `.yaml`, in the working directory.
         text, other_text, label: columns; what is left out is guessed from the names and the cells.
         pretrained: published weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
         `recipe`, `text`, `other_text`, `label` (columns), `kind` (see `ClassificationSettings`), `labels` (how often
-        each occurs) and `splits` (records by split). For CoNLL what `new_tagger` gives.
+        each occurs) and `splits` (records by split). Otherwise what `new_tagger` or `new_reader` gives.
 
     Raises:
         UserError: the table cannot be read, has no such column, no text or only one label; a label is too rare to be
             in every split; or there is a recipe already.
     """
-    if guess_format(table) == "conll":
-        given = {"--text": text, "--other-text": other_text, "--label": label}
-        return new_tagger(table, to, [option for option, column in given.items() if column], pretrained)
+    to = to or Path(f"{table.name.removesuffix('.gz').rpartition('.')[0] or table.name}.yaml")
+    if to.exists():
+        raise UserError(f"{to}: exists already; name another file with --to")
+    if not table.is_file():
+        raise UserError(f"{table}: no such file")
+    content = guess_format(table)
+    if content != "table":
+        if named := [
+            name for name, column in (("--text", text), ("--other-text", other_text), ("--label", label)) if column
+        ]:
+            raise UserError(f"{table}: holds {content}, and no columns to choose from; leave out {', '.join(named)}")
+        return {"tagged words": new_tagger, "questions": new_reader}[content](table, to, pretrained)
     columns, num_rows = read_columns(table)
     named = find_column(table, columns, "--label", label) if label else guess_label(table, columns)
     texts = [find_column(table, columns, "--text", text)] if text else guess_texts(table, columns, named.name)
@@ -113,10 +122,6 @@ def new(
     fields = dict(zip(("text", "other_text"), texts, strict=False))
     kind, separator = guess_kind(named)
     check_label(table, named, kind)
-    name = table.name.removesuffix(".gz").removesuffix(table_kind(table.name))
-    to = to or Path(f"{name}.yaml")
-    if to.exists():
-        raise UserError(f"{to}: exists already; name another file with --to")
     write = partial(write_recipe, table, to=to, fields=fields, label=named, kind=kind, separator=separator)
     atomic_write_text(to, write(num_train=num_rows, pretrained=pretrained))
     try:

@@ -4,6 +4,7 @@ import pytest
 
 from kerasllm.data.cleaning import Cleaner, RecordSet, find_fault, format_report, normalize
 from kerasllm.data.settings import CleaningSettings
+from kerasllm.errors import UserError
 
 NO_RATIO = {"max_length_ratio": None}
 
@@ -119,3 +120,18 @@ def test_fields_are_kept_apart():
     seen = RecordSet()
     seen.add({"source": "ab", "target": "c"})
     assert {"source": "a", "target": "bc"} not in seen
+
+
+def test_fields_that_are_left_as_they_are_and_a_reason_of_the_task():
+    def fault_of(record):
+        if record["source"] == "?":
+            raise UserError("cannot be read")
+        return "missing_answer" if record["source"] == "x" else None
+
+    long = "  u\u0308 " * 9
+    cleaner = Cleaner(CleaningSettings(max_characters=5, min_characters=2), (), ("source",), fault_of)
+    rows = [(long, " u\u0308  b"), ("x", "ab"), (" ", "ab"), (long, "too long"), (long, "a"), ("y", "ab")]
+    assert clean(cleaner, "train", *rows) == [(long, "ü b"), ("y", "ab")]
+    assert cleaner.report["train"].dropped == {"missing_answer": 1, "empty": 1, "too_long": 1, "too_short": 1}
+    with pytest.raises(UserError, match=r"data\.test: record 2: cannot be read"):
+        clean(Cleaner(CleaningSettings(), (), (), fault_of), "test", ("a", "b"), ("?", "b"))

@@ -124,7 +124,7 @@ def test_tagged_words_become_a_recipe_for_a_tagger(write, monkeypatch):
     assert prepared.examples("train").num_cut == 0
     with pytest.raises(UserError, match=r"words\.yaml: exists already; name another file with --to"):
         new(Path("words.conll"))
-    with pytest.raises(UserError, match=r"words\.conll: --label: holds a word a line, and no table; leave it out"):
+    with pytest.raises(UserError, match=r"words\.conll: holds tagged words, and no columns .*; leave out --label"):
         new(Path("words.conll"), Path("r.yaml"), label="tag")
     (file.parent / "bert").mkdir()
     monkeypatch.setenv("KERASLLM_DATA", "elsewhere")
