@@ -146,24 +146,25 @@ def copy(name: str, to: Path) -> None:
 
 
 @commands.command()
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table", type=click.Path(path_type=Path), required=False)
 @click.option("--to", type=click.Path(path_type=Path), help="The recipe; by default the table's name with .yaml.")
 @click.option("--text", metavar="COLUMN", help="Holds the text.")
 @click.option("--other-text", metavar="COLUMN", help="Holds the other text of a pair.")
 @click.option("--label", metavar="COLUMN", help="Holds what is to be told from the text.")
-@click.option("--pretrained", metavar="SOURCE", help="Published weights: a directory, hf:OWNER/NAME, preset:NAME.")
+@click.option("--pretrained", metavar="SOURCE", help="Weights: a run, a directory, hf:OWNER/NAME, preset:NAME.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 def new(as_json: bool, **options: Any) -> None:
     """Write a recipe that trains a classifier on TABLE.
 
     TABLE is a csv, tsv, jsonl or parquet file with a column of texts and one of labels. Which these are is guessed,
-    shown, and can be said.
+    shown, and can be said. Without TABLE the recipe gives sentences vectors by the encoder of --pretrained as it is.
 
     \b
     kerasllm new reviews.csv
     kerasllm new reviews.csv --text comment --label stars --to stars.yaml
     kerasllm new reviews.csv --pretrained hf:sentence-transformers/all-MiniLM-L6-v2
+    kerasllm new --pretrained hf:sentence-transformers/all-MiniLM-L6-v2 --to sentences.yaml
     """
     from kerasllm.stages.new import new as new_stage
 

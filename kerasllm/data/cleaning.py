@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import heappush, heappushpop
+from itertools import chain
 
 from kerasllm.data.settings import CleaningSettings
 
@@ -18,6 +20,7 @@ REASONS = {
     "length_ratio": "one text is longer than max_length_ratio times another",
     "duplicate": "repeats an earlier record of the split",
     "leak": "the record is also in another split",
+    "over_label": "max_records_per_label others of its label were chosen",
 }
 _EXAMPLES_PER_REASON = 3
 _EXAMPLE_CHARACTERS = 160
@@ -127,6 +130,25 @@ def find_fault(record: Record, settings: CleaningSettings, parallel_fields: Sequ
     return None
 
 
+def choose_per_label(records: Iterable[Record], label_field: str, number: int, seed: int) -> list[Record]:
+    """So many records of each label, in the order of the source; memory does not grow with the others.
+
+    A record has its place in an order by chance that follows from (seed, its texts), and the first ones of each label
+    are taken: others that come in or go out change as few of them as can be.
+    """
+    chosen: dict[str, list[tuple[int, int, Record]]] = {}
+    for place, record in enumerate(records):
+        digest = blake2b("\0".join((str(seed), *record.values())).encode("utf-8"), digest_size=8).digest()
+        entry = (-int.from_bytes(digest, "little"), -place, record)
+        of_label = chosen.setdefault(record[label_field], [])
+        if len(of_label) < number:
+            heappush(of_label, entry)
+        else:
+            heappushpop(of_label, entry)
+    kept = sorted(chain.from_iterable(chosen.values()), key=lambda entry: -entry[1])
+    return [record for _, _, record in kept]
+
+
 class Cleaner:
     """Cleans the splits of one corpus, `train` last, because it must not hold what stands in the other ones.
 
@@ -135,10 +157,13 @@ class Cleaner:
 
     Args:
         parallel_fields: whose texts say the same, so that `max_length_ratio` compares their lengths.
+        label_field: which `max_records_per_label` counts; None for records without labels, of which all are kept.
     """
 
-    def __init__(self, settings: CleaningSettings, parallel_fields: Sequence[str] = ()) -> None:
-        self._parallel_fields = parallel_fields
+    def __init__(
+        self, settings: CleaningSettings, parallel_fields: Sequence[str] = (), label_field: str | None = None
+    ) -> None:
+        self._parallel_fields, self._label_field = parallel_fields, label_field
         self.report = CleaningReport()
         self._settings = settings
         self._seen: dict[str, RecordSet] = {}
@@ -157,6 +182,21 @@ class Cleaner:
         """Yield the normalised records that are kept, and count the other ones in `report`."""
         if "train" in self._seen:
             raise ValueError(f"train must be cleaned last, but {split} comes after it")
+        number = self._settings.max_records_per_label
+        if split != "train" or number is None or self._label_field is None:
+            yield from self._sound(split, records)
+            return
+        sound = self._sound(split, records)
+        chosen = choose_per_label(sound, self._label_field, number, self._settings.choice_seed)
+        report = self.report[split]
+        if report.kept > len(chosen):
+            report.dropped["over_label"] = report.kept - len(chosen)
+            report.examples["over_label"] = []
+        report.kept = len(chosen)
+        yield from chosen
+
+    def _sound(self, split: str, records: Iterable[Record]) -> Iterator[Record]:
+        """Those that nothing is wrong with; of validation and test all."""
         report = self.report[split] = SplitReport()
         self._seen[split] = RecordSet()
         for raw in records:

@@ -1,4 +1,7 @@
-"""From somebody's table of texts and labels to a recipe that trains a classifier on it."""
+"""From somebody's table of texts and labels to a recipe that trains a classifier on it.
+
+Without a table, from a published sentence encoder to a recipe that answers with it as it is.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +91,21 @@ PRETRAINED_EPOCHS, PRETRAINED_RATE = 3, 0.00005
 """As Devlin et al. (2018), A.3, fine-tune."""
 
 
+ENCODER = """\
+# Gives sentences vectors by the encoder {source} as it is.
+# command: kerasllm train {to} --run-dir runs/{name}
+# Made by `kerasllm new`. Nothing is trained: `train` makes a run that predicts and is exported.
+task: embed
+data: {{source: none}}
+# How it was trained to make one vector of those of all tokens; its 1_Pooling/config.json says whether by their mean.
+embedding: {{pooling: mean, normalize: true}}
+model: {{pretrained: {source}}}
+training: {{train_steps: 0}}
+"""
+
+
 def new(
-    table: Path,
+    table: Path | None,
     to: Path | None = None,
     text: str | None = None,
     other_text: str | None = None,
@@ -99,19 +115,21 @@ def new(
     """Look at a table, and write a commented recipe for a classifier of its texts.
 
     Args:
-        table: csv, tsv, jsonl or parquet.
+        table: csv, tsv, jsonl or parquet; None for a recipe of task `embed` that has no data.
         to: the recipe; by default the table's name with `.yaml`, in the working directory.
         text, other_text, label: columns; what is left out is guessed from the names and the cells.
-        pretrained: published weights to begin with, as in `PretrainedBertSettings`.
+        pretrained: trained weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
         `recipe`, `text`, `other_text`, `label` (columns), `kind` (see `ClassificationSettings`), `labels` (how often
-        each occurs) and `splits` (records by split).
+        each occurs) and `splits` (records by split); without a table only `recipe`.
 
     Raises:
         UserError: the table cannot be read, has no such column, no text or only one label; a label is too rare to be
             in every split; or there is a recipe already.
     """
+    if table is None:
+        return {"recipe": str(write_encoder(to, pretrained, [text, other_text, label]))}
     columns, num_rows = read_columns(table)
     named = find_column(table, columns, "--label", label) if label else guess_label(table, columns)
     texts = [find_column(table, columns, "--text", text)] if text else guess_texts(table, columns, named.name)
@@ -137,6 +155,23 @@ def new(
     report = {**found, "kind": kind, "labels": dict(labels.most_common()), "splits": splits}
     show(table, report, [name for name in columns if name not in found.values()])
     return report
+
+
+def write_encoder(to: Path | None, pretrained: str | None, columns: list[str | None]) -> Path:
+    """Writes the recipe that answers with a published sentence encoder as it is.
+
+    Raises:
+        UserError: none is named, columns are, or there is a recipe already.
+    """
+    if pretrained is None or any(columns):
+        raise UserError("new: name a table of texts and labels, or --pretrained alone for vectors of sentences")
+    name = pretrained.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    to = to or Path(f"{name}.yaml")
+    if to.exists():
+        raise UserError(f"{to}: exists already; name another file with --to")
+    atomic_write_text(to, ENCODER.format(source=describe_source(pretrained), to=to, name=to.stem))
+    say(f"new: {to} is written")
+    return to
 
 
 def check_label(table: Path, label: Column, kind: str) -> None:
@@ -201,13 +236,18 @@ def write_recipe(
 def describe_model(pretrained: str | None, is_large: bool, length: int) -> str:
     """The sections of the recipe that say what is trained."""
     if pretrained:
-        # Where a data directory is set, a path that is relative would be taken to lie in there.
-        is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
-        return PRETRAINED.format(source=as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained))
+        return PRETRAINED.format(source=describe_source(pretrained))
     width, intermediate_dim, num_layers = (256, 1024, 4) if is_large else (128, 256, 2)
     return FROM_SCRATCH.format(
         num_layers=num_layers, hidden_dim=width, intermediate_dim=intermediate_dim, length=length
     )
+
+
+def describe_source(pretrained: str) -> str:
+    """The name of trained weights, as it stands in a recipe."""
+    # Where a data directory is set, a path that is relative would be taken to lie in there.
+    is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
+    return as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained)
 
 
 def clip(number: int, bounds: range) -> int:
@@ -229,7 +269,7 @@ def count_labels(recipe: Recipe) -> tuple[Counter[str], dict[str, int]]:
         UserError: a label does not occur in training, or a split has no record.
     """
     counts: dict[str, Counter[str]] = {}
-    cleaner = Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
+    cleaner = Cleaner(recipe.cleaning, recipe.task_class.parallel_fields, recipe.task_class.label_field)
     for split in reversed(recipe.data.splits):
         records = cleaner.clean(split, read_records(recipe.data, split))
         names = (recipe.task_class.labels_in(recipe, record["label"]) for record in records)
