@@ -217,7 +217,10 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
     from kerasllm.stages.train import train as train_stage
 
     _report(train_stage(loaded, run_dir, data_dir), as_json)
-    _say_next("evaluate", str(run_dir), *_repeated((), data_dir))
+    if loaded.data.splits:
+        _say_next("evaluate", str(run_dir), *_repeated((), data_dir))
+    else:
+        _say_next("export", str(run_dir), "--to", f"saved_models/{run_dir.resolve().name}")
 
 
 @commands.command()
