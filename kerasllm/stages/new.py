@@ -105,7 +105,7 @@ training: {{train_steps: 0}}
 
 
 def new(
-    table: Path | None,
+    table: Path | None = None,
     to: Path | None = None,
     text: str | None = None,
     other_text: str | None = None,

@@ -199,6 +199,7 @@ class ClassifyByCloze(Task):
 
         settings, vocabulary_size = self.recipe.model, self.tokenizer.vocabulary_size
         self.model = Bert(vocabulary_size, **settings.numbers)
+        self.model.pooler.trainable = False  # the gap is not its place
         self.model.masked_language_head = MaskedLanguageHead(
             vocabulary_size,
             settings.hidden_dim,

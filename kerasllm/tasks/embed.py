@@ -139,6 +139,7 @@ class Embed(Task):
         from kerasllm.models.bert import Bert
 
         self.model = Bert(self.tokenizer.vocabulary_size, **self.recipe.model.numbers)
+        self.model.pooler.trainable = False  # no vector comes from it
         return self.model
 
     def vectors(self, model: keras.Model, token_ids: tf.Tensor, training: bool) -> tf.Tensor:

@@ -141,3 +141,13 @@ def test_what_does_not_fit_is_refused(build):
         build("model.max_sequence_length=2")
     with pytest.raises(UserError, match=r"training\.objective: r_drop compares probabilities, and a vector has none"):
         build("training.objective={name: fgm, epsilon: 1.0, around: {name: r_drop, alpha: 1.0}}")
+
+
+def test_everything_that_is_trained_has_a_gradient(build):
+    task = build()
+    batch = {name: rows.to_tensor() for name, rows in encode(task, ["a b"], ["c"], ["2.5"]).items()}
+    with tf.GradientTape() as tape:
+        losses, _ = task.loss(task.forward(task.model, batch, training=True), batch, label_smoothing=0.0)
+    variables = task.model.trainable_variables
+    gradients = tape.gradient(losses, [variable.value for variable in variables])
+    assert [each.path for each, gradient in zip(variables, gradients, strict=True) if gradient is None] == []
