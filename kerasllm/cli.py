@@ -146,12 +146,12 @@ def copy(name: str, to: Path) -> None:
 
 
 @commands.command()
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table", type=click.Path(path_type=Path), required=False)
 @click.option("--to", type=click.Path(path_type=Path), help="The recipe; by default the table's name with .yaml.")
 @click.option("--text", metavar="COLUMN", help="Holds the text.")
 @click.option("--other-text", metavar="COLUMN", help="Holds the other text of a pair.")
 @click.option("--label", metavar="COLUMN", help="Holds what is to be told from the text.")
-@click.option("--pretrained", metavar="SOURCE", help="Published weights: a directory, hf:OWNER/NAME, preset:NAME.")
+@click.option("--pretrained", metavar="SOURCE", help="Weights: a run, a directory, hf:OWNER/NAME, preset:NAME.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 def new(as_json: bool, **options: Any) -> None:
@@ -159,7 +159,7 @@ def new(as_json: bool, **options: Any) -> None:
 
     TABLE is a csv, tsv, jsonl or parquet file with a column of texts and one of labels. Which these are is guessed,
     shown, and can be said. Or it has a word a line, with its tag in the last column (CoNLL), or questions about texts
-    (the json of SQuAD).
+    (the json of SQuAD). Without TABLE the recipe gives sentences vectors by the encoder of --pretrained as it is.
 
     \b
     kerasllm new reviews.csv
@@ -167,6 +167,7 @@ def new(as_json: bool, **options: Any) -> None:
     kerasllm new questions.json --pretrained hf:sentence-transformers/all-MiniLM-L6-v2
     kerasllm new reviews.csv --text comment --label stars --to stars.yaml
     kerasllm new reviews.csv --pretrained hf:sentence-transformers/all-MiniLM-L6-v2
+    kerasllm new --pretrained hf:sentence-transformers/all-MiniLM-L6-v2 --to sentences.yaml
     """
     from kerasllm.stages.new import new as new_stage
 
@@ -219,7 +220,10 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
     from kerasllm.stages.train import train as train_stage
 
     _report(train_stage(loaded, run_dir, data_dir), as_json)
-    _say_next("evaluate", str(run_dir), *_repeated((), data_dir))
+    if loaded.data.splits:
+        _say_next("evaluate", str(run_dir), *_repeated((), data_dir))
+    else:
+        _say_next("export", str(run_dir), "--to", f"saved_models/{run_dir.resolve().name}")
 
 
 @commands.command()

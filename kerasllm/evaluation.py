@@ -71,7 +71,8 @@ class Evaluator:
 
     def __init__(self, task: Any, model: Any, examples: Examples, stream: BatchStream):
         self.task, self.loss_sum = task, LossSum(task, model, stream)
-        self.fields = list(task.inputs.values())
+        self.asked = task.asked_in_evaluation()
+        self.fields = list(self.asked.inputs.values())
         self.columns = [list(examples.texts[field]) for field in self.fields]
         self.references = list(examples.texts[task.reference])
         self.answers: list[dict[str, Any]] = []
@@ -86,7 +87,7 @@ class Evaluator:
             The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each record,
             in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer.
         """
-        answers = self.answers = answer_texts(self.task, self.task.questions(self.columns), description)
+        answers = self.answers = answer_texts(self.asked, self.task.questions(self.columns), description)
         rows = []
         for answer, reference, *inputs in zip(answers, self.references, *self.columns, strict=True):
             (_, prediction), *others = answer.items()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kerasllm.data.cleaning import Cleaner
+from kerasllm.data.cleaning import build_cleaner
 from kerasllm.data.sources import read_records
 from kerasllm.data.squad import count_articles, read_answers, read_squad
 from kerasllm.errors import UserError
@@ -132,8 +132,7 @@ def write_recipe(
 
 def count_records(recipe: Recipe) -> dict[str, int]:
     """What cleaning leaves of each split."""
-    task_class = recipe.task_class
-    cleaner = Cleaner(recipe.cleaning, task_class.parallel_fields, task_class.verbatim_fields, task_class.fault_of)
+    cleaner = build_cleaner(recipe.cleaning, recipe.task_class)
     for split in reversed(recipe.data.splits):
         for _ in cleaner.clean(split, read_records(recipe.data, split)):
             pass

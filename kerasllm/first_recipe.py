@@ -48,10 +48,15 @@ def describe_model(pretrained: str | None, is_large: bool, length: int, tokenize
 
 
 def describe_pretrained(source: str) -> str:
-    """The section `model` that begins with published weights."""
+    """The section `model` that begins with trained weights."""
+    return PRETRAINED.format(source=name_source(source))
+
+
+def name_source(pretrained: str) -> str:
+    """How a recipe names trained weights."""
     # Where a data directory is set, a path that is relative would be taken to lie in there.
-    is_moved = os.environ.get("KERASLLM_DATA") and Path(source).exists()
-    return PRETRAINED.format(source=as_yaml(str(Path(source).resolve()) if is_moved else source))
+    is_moved = os.environ.get("KERASLLM_DATA") and Path(pretrained).exists()
+    return as_yaml(str(Path(pretrained).resolve()) if is_moved else pretrained)
 
 
 def name_file(file: Path) -> str:

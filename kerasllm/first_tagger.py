@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kerasllm.data.cleaning import Cleaner
+from kerasllm.data.cleaning import build_cleaner
 from kerasllm.data.conll import ConllFile, look_at
 from kerasllm.data.sources import read_records
 from kerasllm.errors import UserError
@@ -131,7 +131,7 @@ def count_sentences(recipe: Recipe) -> dict[str, int]:
     Raises:
         UserError: a type does not occur in training, or a split has no sentence.
     """
-    cleaner, tags = Cleaner(recipe.cleaning), {}
+    cleaner, tags = build_cleaner(recipe.cleaning, recipe.task_class), {}
     for split in reversed(recipe.data.splits):
         records = cleaner.clean(split, read_records(recipe.data, split))
         tags[split] = {tag for record in records for tag in recipe.task_class.labels_in(recipe, record["tags"])}

@@ -1,61 +1,188 @@
-"""A recipe that begins with published weights: their numbers and vocabulary take the places that it leaves open."""
+"""A recipe that begins with trained weights: their numbers and tokenizer take the places that it leaves open.
+
+They are those of a run of our own, or published ones.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kerasllm.data.published import read_vocabulary
+from kerasllm.data.published import find_run, read_vocabulary, tokenizer_of_run
 from kerasllm.data.settings import TokenizerSettings
 from kerasllm.errors import UserError
 from kerasllm.models.published.config import read_numbers
-from kerasllm.recipe import Recipe
+from kerasllm.models.settings import BertSettings
+from kerasllm.recipe import Recipe, load_recipe
+from kerasllm.run_directory import RunDirectory, sha256_of_directory
+from kerasllm.task import Task
+from kerasllm.terminal import say
 
-SHAPELESS = ("pretrained", "dropout", "attention_dropout", "initializer_stddev")
-"""Settings that no published weight depends on: here the recipe's own count."""
+if TYPE_CHECKING:
+    from kerasllm.data.store import Prepared
+    from kerasllm.models.published.bert import PublishedBert
+
+SHAPELESS = ("dropout", "attention_dropout", "initializer_stddev")
+"""Settings that no trained weight depends on: here the recipe's own count."""
 
 
 def source_of(recipe: Recipe) -> str | None:
-    """The published weights that a recipe names; None without any."""
+    """The run or the published weights that a recipe names; None without any."""
     return getattr(getattr(recipe, "model", None), "pretrained", None)
 
 
 def complete_recipe(recipe: Recipe, data_dir: Path | str | None) -> Recipe:
-    """The recipe with the numbers and the tokenizer of its published weights; without any as it is.
+    """The recipe with the numbers and the tokenizer of the weights that it begins with; without any as it is.
 
     Raises:
-        UserError: the weights cannot be found, or the recipe asks for another number or vocabulary than they have.
+        UserError: the weights cannot be found, or the recipe asks for another number or vocabulary than they have; or
+            it neither trains nor begins with any.
     """
     source, root = source_of(recipe), Path(data_dir) if data_dir is not None else None
     if source is None:
+        if recipe.training.train_steps == 0:
+            place = recipe.place("training", "train_steps")
+            raise UserError(f"{place}: 0 takes pretrained weights as they are; name them in model.pretrained")
         return recipe
     try:
-        _, published = read_numbers(source, root)
+        run = find_run(source, root)
+        trained = numbers_of_run(run) if run else read_numbers(source, root)[1]
     except UserError as error:
         raise UserError(f"{recipe.place('model', 'pretrained')}: {error}") from error
     own: dict[str, Any] = {name: getattr(recipe.model, name) for name in recipe.model.model_fields_set}
     for name, value in own.items():
-        if name not in SHAPELESS and value != getattr(published, name):
-            theirs = getattr(published, name)
+        theirs = getattr(trained, name, value)
+        if name not in SHAPELESS and value != theirs:
             raise UserError(f"{recipe.place('model', name)}: is {value}, and {source} has {theirs}; leave it out")
-    model = type(recipe.model)(**{**published.model_dump(), **own})
-    return recipe.model_copy(update={"model": model, "tokenizer": _tokenizer(recipe, source, root)})
+    model = type(recipe.model)(**{**trained.model_dump(), **own})
+    tokenizer = _tokenizer_of_run(recipe, run, source, root) if run else _published_tokenizer(recipe, source, root)
+    return recipe.model_copy(update={"model": model, "tokenizer": tokenizer})
 
 
-def load_published(recipe: Recipe, model: Any, data_dir: Path | str | None) -> None:
-    """Gives a new model the weights that its recipe begins with, if it does; its head begins at random.
+def numbers_of_run(run: RunDirectory) -> BertSettings:
+    """The numbers of the `Bert` that a run has trained, from its recipe. Loads no TensorFlow.
 
     Raises:
-        UserError: what does not fit, as a table; then nothing was set.
+        UserError: it trains another model, or is not at its end.
+    """
+    recipe = load_recipe(run.recipe_path)
+    settings = getattr(recipe, "model", None)
+    if not isinstance(settings, BertSettings):
+        raise UserError(f"{run.path}: its task, {recipe.task}, trains no Bert; name a run that does")
+    try:
+        is_finished = "finished" in run.read_manifest()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.manifest_path}: cannot be read ({error}); take it from a copy of the run") from error
+    if not is_finished:
+        raise UserError(f"{run.path}: is not trained to its end; go on with it by `kerasllm train` first")
+    return BertSettings(**{name: getattr(settings, name) for name in BertSettings.model_fields})
+
+
+def load_pretrained(recipe: Recipe, task: Task, data_dir: Path | str | None) -> list[str]:
+    """Gives a new model the weights that its recipe begins with, if it does.
+
+    A head of the task gets weights too, where the source has one of the same kind and shape, and with the same labels.
+
+    Args:
+        task: of the recipe, its model built.
+
+    Returns:
+        The heads that begin at random, by the names of `models.published.bert.Heads`.
+
+    Raises:
+        UserError: the weights cannot be read, or what does not fit, as a table; then nothing was set.
     """
     source = source_of(recipe)
-    if source is not None:
-        from kerasllm.models.published.bert import read_published
+    if source is None:
+        return []
+    published = read_source(source, Path(data_dir) if data_dir is not None else None)
+    heads, labels = _heads_of(task)
+    found = {name: head for name, head in heads.items() if published.has_head(name, head, labels)}
+    published.assign(task.model, found)
+    for name in heads:
+        say(f"{source}: gives {name}, too" if name in found else f"{source}: has no {name} of this task")
+    return [name for name in heads if name not in found]
 
-        read_published(source, Path(data_dir) if data_dir is not None else None).assign(model)
+
+def read_source(source: str, root: Path | None = None) -> PublishedBert:
+    """The weights of a run, those that its training chose, or published ones.
+
+    Raises:
+        UserError: they cannot be read, or are those of no plain `Bert`.
+    """
+    from kerasllm.models.bert import Bert
+    from kerasllm.models.published.bert import published_of, read_published
+
+    directory = find_run(source, root)
+    if directory is None:
+        return read_published(source, root)
+    from kerasllm.trained_run import load_run
+
+    run = load_run(directory.path)
+    if not isinstance(run.model, Bert):
+        raise UserError(f"{source}: its task, {run.recipe.task}, trains no Bert; name a run that does")
+    for variable in run.model.weights:
+        if variable.name == "gate" and float(variable.value) != 1:
+            raise UserError(f"{source}: {variable.path} is {float(variable.value):.3g}, and a plain Bert has no gates; "
+                            "train the run until they are open")  # fmt: skip
+    heads, labels = _heads_of(run.task)
+    return published_of(run.model, source, heads, labels)
 
 
-def _tokenizer(recipe: Recipe, source: str, root: Path | None) -> TokenizerSettings:
+def take_as_it_is(recipe: Recipe, prepared: Prepared, data_dir: Path | str | None) -> tuple[Any, dict[str, Any]]:
+    """The model of a recipe with its pretrained weights alone.
+
+    Returns:
+        The model, and its metrics on the validation split; {} without such a split.
+
+    Raises:
+        UserError: as `load_pretrained`, or the weights lack a head, which would have to be trained.
+    """
+    from kerasllm.data.batching import BatchStream
+    from kerasllm.evaluation import Evaluator
+    from kerasllm.trained_run import build_model, build_task
+
+    task = build_task(recipe, prepared.directory)
+    model = build_model(task, recipe)
+    if random := load_pretrained(recipe, task, data_dir):
+        place = recipe.place("training", "train_steps")
+        raise UserError(f"{place}: is 0, but {', '.join(random)} must be trained; raise it")
+    if "validation" not in prepared.splits:
+        return model, {}
+    examples = prepared.examples("validation")
+    evaluator = Evaluator(task, model, examples, BatchStream(examples, recipe.batching, recipe.seed))
+    return model, evaluator("evaluate")[0]
+
+
+def _heads_of(task: Task) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The heads of a task by their published names, and their labels; none for a task that has no such name."""
+    try:
+        _, heads, labels = task.published_form()
+    except UserError:
+        return {}, ()
+    return dict(heads), tuple(labels)
+
+
+def _tokenizer_of_run(recipe: Recipe, run: RunDirectory, source: str, root: Path | None) -> TokenizerSettings:
+    """That of a run, unless the recipe names one with the same content."""
+    theirs = tokenizer_of_run(source, root)
+    if "tokenizer" not in recipe.model_fields_set:
+        return TokenizerSettings(kind=load_recipe(run.recipe_path).tokenizer.kind, run=source)
+    settings, place = recipe.tokenizer, recipe.place("tokenizer")
+    if settings.run is not None:
+        if sha256_of_directory(tokenizer_of_run(settings.run, root)) != sha256_of_directory(theirs):
+            raise UserError(f"{place}.run: {settings.run} has not the tokenizer of {source}; leave it out")
+        return settings
+    if settings.vocabulary is None:
+        raise UserError(f"{place}: the weights of {source} go with its own tokenizer; leave the section out")
+    rules = {name: getattr(settings, name) for name in ("lowercase", "strip_accents", "split_chinese")}
+    ours, theirs = read_vocabulary(settings.vocabulary, root, rules), read_vocabulary(str(theirs))
+    if (ours.tokens, ours.normalization()) != (theirs.tokens, theirs.normalization()):
+        raise UserError(f"{place}.vocabulary: {settings.vocabulary} is not the vocabulary of {source}; leave it out")
+    return settings
+
+
+def _published_tokenizer(recipe: Recipe, source: str, root: Path | None) -> TokenizerSettings:
     """That of the published weights, unless the recipe names one with the same tokens."""
     if "tokenizer" not in recipe.model_fields_set:
         return TokenizerSettings(kind="wordpiece", vocabulary=source)

@@ -127,6 +127,10 @@ class Task:
         """What `answer` is asked where it is measured: for each of `inputs` the texts of records; by default these."""
         return columns
 
+    def asked_in_evaluation(self) -> Any:
+        """What answers a split when it is measured, with `inputs` and `answer` as a task has; by default the task."""
+        return self
+
     def published_form(self) -> tuple[str, dict[str, keras.layers.Layer], tuple[str, ...]]:
         """What Hugging Face calls the model: its architecture, its heads by their name there, and its labels.
 
@@ -139,7 +143,7 @@ class Task:
         """How good answers are.
 
         Args:
-            answers: for each record the outputs of `answer` by name, as plain values.
+            answers: for each record the outputs by name of what was `asked_in_evaluation`, as plain values.
             references: what stands in the field `reference`.
 
         Returns:

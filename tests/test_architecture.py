@@ -38,6 +38,8 @@ LEVELS = {
     "training_run": 4,
     "pretrained": 4,
     "first_reader": 4,
+    "first_encoder": 4,
+    "first_classifier": 4,
     "incident_report": 4,
     "serving": 4,
     "stages": 5,

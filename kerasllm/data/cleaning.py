@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import heappush, heappushpop
+from itertools import chain
+from typing import Any
 
 from kerasllm.data.settings import CleaningSettings
 from kerasllm.errors import UserError
@@ -20,6 +23,7 @@ REASONS = {
     "missing_answer": "an answer does not occur in its context",
     "duplicate": "repeats an earlier record of the split",
     "leak": "the record is also in another split",
+    "over_label": "max_records_per_label others of its label were chosen",
 }
 _EXAMPLES_PER_REASON = 3
 _EXAMPLE_CHARACTERS = 160
@@ -131,6 +135,25 @@ def find_fault(
     return None
 
 
+def choose_per_label(records: Iterable[Record], label_field: str, number: int, seed: int) -> list[Record]:
+    """So many records of each label, in the order of the source; memory does not grow with the others.
+
+    A record has its place in an order by chance that follows from (seed, its texts), and the first ones of each label
+    are taken: others that come in or go out change as few of them as can be.
+    """
+    chosen: dict[str, list[tuple[int, int, Record]]] = {}
+    for place, record in enumerate(records):
+        digest = blake2b("\0".join((str(seed), *record.values())).encode("utf-8"), digest_size=8).digest()
+        entry = (-int.from_bytes(digest, "little"), -place, record)
+        of_label = chosen.setdefault(record[label_field], [])
+        if len(of_label) < number:
+            heappush(of_label, entry)
+        else:
+            heappushpop(of_label, entry)
+    kept = sorted(chain.from_iterable(chosen.values()), key=lambda entry: -entry[1])
+    return [record for _, _, record in kept]
+
+
 class Cleaner:
     """Cleans the splits of one corpus, `train` last, because it must not hold what stands in the other ones.
 
@@ -141,6 +164,7 @@ class Cleaner:
         parallel_fields: whose texts say the same, so that `max_length_ratio` compares their lengths.
         verbatim_fields: whose texts stay as they are, however long.
         fault_of: a further reason that a record gives by itself, one of `REASONS`; None if it is sound.
+        label_field: which `max_records_per_label` counts; None for records without labels, of which all are kept.
     """
 
     def __init__(
@@ -149,9 +173,10 @@ class Cleaner:
         parallel_fields: Sequence[str] = (),
         verbatim_fields: Sequence[str] = (),
         fault_of: Callable[[Record], str | None] = lambda record: None,
+        label_field: str | None = None,
     ) -> None:
         self._parallel_fields, self._verbatim_fields = parallel_fields, verbatim_fields
-        self._fault_of = fault_of
+        self._fault_of, self._label_field = fault_of, label_field
         self.report = CleaningReport()
         self._settings = settings
         self._seen: dict[str, RecordSet] = {}
@@ -181,6 +206,21 @@ class Cleaner:
         """
         if "train" in self._seen:
             raise ValueError(f"train must be cleaned last, but {split} comes after it")
+        number = self._settings.max_records_per_label
+        if split != "train" or number is None or self._label_field is None:
+            yield from self._sound(split, records)
+            return
+        sound = self._sound(split, records)
+        chosen = choose_per_label(sound, self._label_field, number, self._settings.choice_seed)
+        report = self.report[split]
+        if report.kept > len(chosen):
+            report.dropped["over_label"] = report.kept - len(chosen)
+            report.examples["over_label"] = []
+        report.kept = len(chosen)
+        yield from chosen
+
+    def _sound(self, split: str, records: Iterable[Record]) -> Iterator[Record]:
+        """Those that nothing is wrong with; of validation and test all."""
         report = self.report[split] = SplitReport()
         self._seen[split] = RecordSet()
         for raw in records:
@@ -195,3 +235,14 @@ class Cleaner:
             if reason is None or split != "train":
                 report.kept += 1
                 yield record
+
+
+def build_cleaner(settings: CleaningSettings, task_class: Any) -> Cleaner:
+    """What cleans the records of a task, which says how its fields are to be taken."""
+    return Cleaner(
+        settings,
+        task_class.parallel_fields,
+        task_class.verbatim_fields,
+        task_class.fault_of,
+        task_class.label_field,
+    )

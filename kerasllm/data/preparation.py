@@ -9,12 +9,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kerasllm.data.cleaning import Cleaner, CleaningReport, format_report
-from kerasllm.data.published import fingerprint
+from kerasllm.data.cleaning import Cleaner, CleaningReport, build_cleaner, format_report
+from kerasllm.data.published import fingerprint, tokenizer_of_run
 from kerasllm.data.settings import (
     BuiltInSettings,
     CleaningSettings,
     DataSettings,
+    NoDataSettings,
     ParallelTextSettings,
     SquadSettings,
     TokenizerSettings,
@@ -24,7 +25,7 @@ from kerasllm.data.store import MANIFEST, RECORD, Prepared, RaggedTexts, RaggedW
 from kerasllm.data.vocabulary import TOKENIZER, Vocabulary, check_labels, learn_labels
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
-from kerasllm.run_directory import atomic_directory
+from kerasllm.run_directory import atomic_directory, sha256_of_directory
 from kerasllm.terminal import progress
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def preparation_key(recipe: Recipe, data_dir: Path | None) -> str:
     }
     if recipe.tokenizer.vocabulary is not None:
         parts["vocabulary"] = fingerprint(recipe.tokenizer.vocabulary, data_dir)
+    if recipe.tokenizer.run is not None:
+        parts["tokenizer_of_run"] = sha256_of_directory(tokenizer_of_run(recipe.tokenizer.run, data_dir))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
@@ -75,6 +78,8 @@ def find_fields(data: DataSettings, task_class: Any) -> tuple[str, ...]:
     """
     needed, known = task_class.fields, (*task_class.fields, *task_class.optional_fields)
     found = data.fields
+    if isinstance(data, NoDataSettings):
+        return ()
     if isinstance(data, BuiltInSettings | SquadSettings):
         if not set(needed) <= set(found) <= set(known):
             place, name = ("name", data.name) if isinstance(data, BuiltInSettings) else ("source", data.source)
@@ -107,8 +112,8 @@ def _check_records(recipe: Recipe, split: str, cleaner: Cleaner, records: Iterat
 
 def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
-    data, task_class = recipe.data, recipe.task_class
-    cleaner = Cleaner(recipe.cleaning, task_class.parallel_fields, task_class.verbatim_fields, task_class.fault_of)
+    data = recipe.data
+    cleaner = build_cleaner(recipe.cleaning, recipe.task_class)
     for split in reversed(data.splits):
         with ExitStack() as stack:
             writers = {
@@ -121,7 +126,7 @@ def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_di
                 for field, writer in writers.items():
                     writer.append_texts(record[field] for record in chunk)
                 bar.advance(len(chunk))
-    if cleaner.report["train"].kept == 0:
+    if data.splits and cleaner.report["train"].kept == 0:
         report = format_report({"train": cleaner.report.as_dict()["train"]}).replace("\n", "; ")
         raise UserError(f"data.train: cleaning leaves no record; look at the section `cleaning` ({report})")
     return cleaner.report
@@ -129,7 +134,7 @@ def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_di
 
 def _sample(texts: list[RaggedTexts], max_texts: int) -> Iterator[str]:
     """At most `max_texts` of all texts, spread evenly, in order."""
-    step = -(-sum(map(len, texts)) // max_texts)
+    step = max(1, -(-sum(map(len, texts)) // max_texts))
     return islice(chain.from_iterable(texts), 0, None, step)
 
 
@@ -177,7 +182,7 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
     if task_class.label_field in fields:
         labels = _learn_labels(directory, recipe)
     texts = [field for field in fields if field in task_class.text_fields]
-    if texts:
+    if texts or (isinstance(recipe.data, NoDataSettings) and task_class.text_fields):
         tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)
     return Vocabulary(tokenizer, labels)
 
@@ -210,7 +215,7 @@ def _write_prepared(directory: Path, recipe: Recipe, data_dir: Path | None) -> N
     report = _write_texts(directory, recipe, fields, data_dir)
     load_tensorflow()
     vocabulary = _learn_vocabulary(directory, recipe, fields, data_dir)
-    task = recipe.task_class(recipe, vocabulary)
+    task, features = recipe.task_class(recipe, vocabulary), {}
     for split in data.splits:
         features = _write_features(directory, split, fields, task)
     manifest = {
@@ -239,6 +244,8 @@ def prepare_data(recipe: Recipe, data_dir: Path | str | None = None) -> Prepared
     """
     data_dir = None if data_dir is None else Path(data_dir)
     find_fields(recipe.data, recipe.task_class)
+    if isinstance(recipe.data, NoDataSettings) and recipe.tokenizer.vocabulary is recipe.tokenizer.run is None:
+        raise UserError("data.source: none gives no text to learn a tokenizer from; name model.pretrained, or data")
     directory = cache_directory() / preparation_key(recipe, data_dir)
     is_new = not directory.exists()
     if is_new:

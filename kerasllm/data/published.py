@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasllm.errors import UserError
+from kerasllm.run_directory import RunDirectory
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 HUB, PRESET = "hf:", "preset:"
-HUB_FILES = ("config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+"""All weights in one file, or the names of several files that hold a part of them each."""
+SHARDS = "model-*-of-*.safetensors"
+HUB_FILES = ("config.json", WEIGHTS, WEIGHTS_INDEX, SHARDS, "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,18 @@ def locate(source: str, root: Path | None = None) -> Path:
 
     Args:
         source: a path, or `hf:OWNER/NAME`.
-        root: what a path is relative to; the working directory if None.
+        root: what a path is relative to; where nothing is there, or if None, it is the working directory.
 
     Raises:
         UserError: there is nothing, or it cannot be downloaded.
     """
     if not source.startswith(HUB):
         path = (root or Path()) / source
-        if not path.exists():
+        if path.exists():
+            return path
+        if not Path(source).exists():
             raise UserError(f"{path}: does not exist; name a path, {HUB}OWNER/NAME or {PRESET}NAME")
-        return path
+        return Path(source)
     try:
         import huggingface_hub
     except ImportError as error:
@@ -55,6 +61,32 @@ def locate(source: str, root: Path | None = None) -> Path:
     except Exception as error:  # of its many kinds, each says what is wrong in its first line
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source}: cannot be downloaded ({reason}); check the name and the connection") from error
+
+
+def find_run(source: str, root: Path | None = None) -> RunDirectory | None:
+    """The run of our own that a source names: a path that holds `recipe.yaml` and `manifest.json`. None for others.
+
+    Raises:
+        UserError: there is nothing at the path.
+    """
+    if source.startswith((HUB, PRESET)):
+        return None
+    run = RunDirectory(locate(source, root))
+    return run if run.exists() and run.manifest_path.is_file() else None
+
+
+def tokenizer_of_run(source: str, root: Path | None = None) -> Path:
+    """Where the tokenizer of a run lies.
+
+    Raises:
+        UserError: the source is no run, or has no tokenizer.
+    """
+    run = find_run(source, root)
+    if run is None:
+        raise UserError(f"{source}: holds no run; name a directory with recipe.yaml and manifest.json")
+    if not run.tokenizer_path.is_dir():
+        raise UserError(f"{run.path}: has no tokenizer; name a run of a task that reads text")
+    return run.tokenizer_path
 
 
 def read_vocabulary(

@@ -200,8 +200,28 @@ class SquadSettings(SplitSettings):
         return ("question", "answers", "context")
 
 
+class NoDataSettings(SplitSettings):
+    """No records at all: for pretrained weights that answer as they are, `training.train_steps: 0`."""
+
+    source: Literal["none"]
+    train: None = None
+    validation: None = None
+    test: None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return ()
+
+
 DataSettings = Annotated[
-    ParallelTextSettings | TableSettings | ConllSettings | SquadSettings | TfdsSettings | BuiltInSettings,
+    ParallelTextSettings
+    | TableSettings
+    | ConllSettings
+    | SquadSettings
+    | TfdsSettings
+    | BuiltInSettings
+    | NoDataSettings,
     Field(discriminator="source"),
 ]
 
@@ -222,6 +242,11 @@ class CleaningSettings(Settings):
     drop_duplicates: bool = True
     drop_leaks: bool = True
     """Drop training records that also stand in validation or test."""
+    max_records_per_label: int | None = Field(default=None, ge=1)
+    """Few-shot: so many training records of each label, for a task with labels; a record with several counts for the
+    whole list of them. null keeps all."""
+    choice_seed: int = Field(default=0, ge=0)
+    """Which ones these are follows from it and from their texts; apart from the seed of the training."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> "CleaningSettings":
@@ -239,6 +264,9 @@ class TokenizerSettings(Settings):
     """For wordpiece only: a file with one token a line, or a directory in the layout of Hugging Face (both relative to
     the data directory), `hf:OWNER/NAME` or `preset:NAME`; null learns it. All but the file say by themselves whether to
     lower case, strip accents and split Chinese."""
+    run: str | None = None
+    """A run (relative to the data directory, or to the working directory) whose tokenizer of the same kind is taken as
+    it is, with the way it normalises; all other keys are without effect then."""
     max_vocabulary_size: int = Field(default=8000, ge=8)
     """Number of ids, the special tokens included, if the vocabulary is learnt; a small corpus may give fewer."""
     model: Literal["unigram", "bpe"] = "unigram"
@@ -261,6 +289,8 @@ class TokenizerSettings(Settings):
             # Compared with the default, because the recipe that a run keeps has every default written out.
             if self.kind != kind and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"'{key}' is for kind: {kind} only")
+        if self.vocabulary is not None and self.run is not None:
+            raise ValueError("give either vocabulary or run")
         return self
 
 

@@ -248,7 +248,8 @@ class Prepared:
     def examples(self, split: str) -> Examples:
         """Open a split. Raises `UserError` for one that was not prepared, and for damaged files."""
         if split not in self.splits:
-            raise UserError(f"split '{split}' was not prepared; there are {', '.join(self.splits)}")
+            known = ", ".join(self.splits) or "none, because the recipe names no data"
+            raise UserError(f"split '{split}' was not prepared; there are {known}")
         features = {name: RaggedArray(feature_path(self.directory, split, name)) for name in self.manifest["features"]}
         texts = {field: RaggedTexts(text_path(self.directory, split, field)) for field in self.manifest["fields"]}
         return Examples(features, texts)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 from abc import abstractmethod
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from kerasllm.data.published import Vocabulary, read_vocabulary
+from kerasllm.data.published import Vocabulary, read_vocabulary, tokenizer_of_run
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
 from kerasllm.data.wordpiece import CONTINUATION, UNKNOWN_TOKEN, Wordpiece, learn_vocabulary
 from kerasllm.errors import UserError
@@ -289,6 +290,17 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return ListTokenizer(description["kind"], json.loads(vocabulary), description["normalization"])
 
 
+def _copy_tokenizer(settings: TokenizerSettings, directory: Path, data_dir: Path | None) -> Tokenizer:
+    """Copies the tokenizer of the run that the settings name, which is what it was there, normalization included."""
+    source = tokenizer_of_run(settings.run, data_dir)
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    tokenizer = load_tokenizer(directory)
+    kind = json.loads((directory / DESCRIPTION).read_bytes())["kind"]
+    if kind != settings.kind:
+        raise UserError(f"tokenizer.kind: is {settings.kind}, and {source} holds one of kind {kind}; name that")
+    return tokenizer
+
+
 def train_tokenizer(
     settings: TokenizerSettings,
     cleaning: CleaningSettings,
@@ -296,16 +308,19 @@ def train_tokenizer(
     directory: Path,
     data_dir: Path | None = None,
 ) -> Tokenizer:
-    """Learn a vocabulary, or take a published one, write it with its description to `directory`, and load it.
+    """Learn a vocabulary, or take a published one or that of a run, write it to `directory` with its description, and
+    load it.
 
     Args:
         cleaning: how the texts were normalised, to be repeated in the graph.
         texts: all of them are used, but for a published vocabulary; the caller bounds their number.
-        data_dir: what the path of a published vocabulary is relative to.
+        data_dir: what the path of a published vocabulary, or of a run, is relative to.
 
     Raises:
-        UserError: see `read_vocabulary` and the functions that learn.
+        UserError: see `read_vocabulary` and the functions that learn; or the tokenizer of the run is of another kind.
     """
+    if settings.run is not None:
+        return _copy_tokenizer(settings, directory, data_dir)
     normalization = {
         "normalize_unicode": cleaning.normalize_unicode,
         "collapse_spaces": cleaning.collapse_spaces,

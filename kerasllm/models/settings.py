@@ -42,11 +42,13 @@ class BertSettings(Settings):
 
 
 class PretrainedBertSettings(BertSettings):
-    """A `Bert` that may begin with published weights."""
+    """A `Bert` that may begin with trained weights."""
 
     pretrained: str | None = None
-    """A directory in the layout of Hugging Face (relative to the data directory), `hf:OWNER/NAME` or `preset:NAME`. The
-    numbers are then those of its config, and the tokenizer is its own. null begins at random."""
+    """A run of our own that is at its end, or a directory in the layout of Hugging Face, both relative to the data
+    directory and, where nothing is there, to the working directory; `hf:OWNER/NAME` or `preset:NAME`. The numbers are
+    then those that it was trained with, and the tokenizer is its own. A head is taken over where the task has one of
+    the same kind, shape and labels. null begins at random."""
 
     @property
     def numbers(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def sample_texts(run: TrainedRun) -> list[tuple[str, ...]]:
     directory = cache_directory() / manifest["prepared"]
     fields = run.task.inputs.values()
     records: list[tuple[str, ...]] = []
-    if directory.is_dir():
+    if directory.is_dir() and Prepared(directory).splits:
         prepared = Prepared(directory)
         split = "validation" if "validation" in prepared.splits else "train"
         texts = prepared.examples(split).texts

@@ -31,7 +31,7 @@ from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.evaluation import png_of
 from kerasllm.incident_report import describe_step
-from kerasllm.pretrained import complete_recipe, load_published
+from kerasllm.pretrained import complete_recipe, load_pretrained, take_as_it_is
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import (
     RunDirectory,
@@ -41,7 +41,7 @@ from kerasllm.run_directory import (
 )
 from kerasllm.terminal import be_quiet, progress, say, show_table
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
-from kerasllm.training.checkpoints import average, write_variables
+from kerasllm.training.checkpoints import Checkpoints, average, read_variables, write_variables
 from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
@@ -72,6 +72,8 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     check_recipe(recipe)
     recipe = complete_recipe(recipe, data_dir)
     check_run(directory, recipe)
+    if recipe.training.train_steps == 0:
+        return take_over(directory, recipe, data_dir)
     replicas = recipe.training.num_replicas
     # Before TensorFlow runs anything: it fixes the devices.
     strategy = join_cluster(cluster, replicas, fingerprints(recipe)) if cluster else build_strategy(replicas)
@@ -79,6 +81,22 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
         be_quiet()
     with lost_workers_named(strategy):
         return train_with(strategy, directory, recipe, data_dir)
+
+
+def take_over(directory: RunDirectory, recipe: Recipe, data_dir: Path | str | None) -> dict[str, Any]:
+    """A run of no steps, whose weights are those that its recipe begins with; on one machine, nothing is shared."""
+    prepared = prepare_data(recipe, data_dir)
+    if finished := directory.read_manifest().get("finished"):
+        say(f"{directory.path}: is made already; remove it to make it again")
+        return finished
+    model, metrics = take_as_it_is(recipe, prepared, data_dir)
+    begin_run(directory, recipe, prepared)
+    report = {"steps": 0, "seconds": 0.0, "chosen": f"{recipe.model.pretrained} as it is", "validation": metrics}
+    chosen = {name: report[name] for name in ("chosen", "validation")}
+    Checkpoints(directory).choose(read_variables(model.weights), chosen)
+    directory.write_manifest(finished=report)
+    say(f"train: {report['chosen']}, without any training; {directory.path} answers")
+    return report
 
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
@@ -131,7 +149,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         UserError: there is no validation split, or the task has no such metric.
     """
-    if recipe.data.validation is None:
+    if recipe.data.validation is None and recipe.training.train_steps != 0:
         raise UserError(f"{recipe.path}: data.validation: is missing; name what the weights are chosen by")
     known, chosen = recipe.metric_names, recipe.training.best_metric
     if chosen not in known:
@@ -246,7 +264,7 @@ def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) ->
     """
     failures = None
     while True:
-        load_published(run.recipe, run.trainer.model, data_dir)
+        load_pretrained(run.recipe, run.task, data_dir)
         state = restore(run)
         state["failures"] = failures or state.get("failures", NO_FAILURES)
         show_run(run, prepared, state["step"])

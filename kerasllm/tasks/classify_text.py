@@ -157,24 +157,15 @@ class ClassifyText(Task):
         """
         import tensorflow as tf
 
-        tokenizer, room = self.tokenizer, self.max_length - 1 - len(texts)
-        tokens = [tokenizer.tokenize(text) for text in texts]
-        lengths = [each.row_lengths() for each in tokens]
-        if len(texts) == 1:
-            kept = [tf.minimum(lengths[0], room)]
-        else:
-            first, second = lengths
-            kept = [
-                tf.minimum(first, tf.maximum(room - second, room - room // 2)),
-                tf.minimum(second, tf.maximum(room - first, room // 2)),
-            ]
-        tokens = [keep_first(each, number) for each, number in zip(tokens, kept, strict=True)]
+        from kerasllm.data.truncation import cut_to_room
+
+        tokenizer = self.tokenizer
+        tokens, num_cut = cut_to_room([tokenizer.tokenize(text) for text in texts], self.max_length - 1 - len(texts))
         start, end = (tf.fill([tokens[0].nrows(), 1], each) for each in (tokenizer.start_id, tokenizer.end_id))
         segments = [tf.concat([each, end], axis=1) for each in tokens]
         segments[0] = tf.concat([start, segments[0]], axis=1)
         numbers = [tf.ones_like(segment) * index for index, segment in enumerate(segments)]
-        num_cut = tf.add_n(lengths) - tf.add_n(kept)
-        return tf.concat(segments, axis=1), tf.concat(numbers, axis=1), tf.cast(num_cut, tf.int32)
+        return tf.concat(segments, axis=1), tf.concat(numbers, axis=1), num_cut
 
     def build_model(self) -> keras.Model:
         """The model that this task trains and asks, with the head as its layer `head`."""
@@ -308,11 +299,3 @@ class ClassifyText(Task):
 
         given = self.indicators([answer["label"] for answer in answers])
         return {"confusion": draw_confusion(self.indicators(references).T @ given, self.vocabulary.labels)}
-
-
-def keep_first(rows: tf.RaggedTensor, numbers: tf.Tensor) -> tf.RaggedTensor:
-    """The first numbers[b] values of each row b."""
-    import tensorflow as tf
-
-    positions = tf.ragged.range(rows.row_lengths())
-    return tf.ragged.boolean_mask(rows, positions < numbers[:, None])

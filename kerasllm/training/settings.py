@@ -25,8 +25,8 @@ class TrainingSettings(Settings):
 
     train_epochs: int | None = Field(default=None, ge=1)
     """Passes over the training split; give either this or `train_steps`."""
-    train_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps."""
+    train_steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps; 0 takes pretrained weights as they are."""
     peak_learning_rate: float = Field(default=1e-3, gt=0)
     optimizer: OptimizerSettings = AdamWSettings()
     """By name, with its own arguments: see `optimizer_settings.py`."""
@@ -77,7 +77,7 @@ class TrainingSettings(Settings):
             raise ValueError("give either train_epochs or train_steps")
         if self.evaluate_every_epochs is not None and self.evaluate_every_steps is not None:
             raise ValueError("give either evaluate_every_epochs or evaluate_every_steps")
-        if self.train_steps is not None and self.schedule.warmup_steps >= self.train_steps:
+        if self.train_steps and self.schedule.warmup_steps >= self.train_steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is not below train_steps {self.train_steps}"
             )

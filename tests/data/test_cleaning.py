@@ -1,5 +1,7 @@
 """What cleaning drops from training, what it only notes in the other splits, and what it reports."""
 
+from collections import Counter
+
 import pytest
 
 from kerasllm.data.cleaning import Cleaner, RecordSet, find_fault, format_report, normalize
@@ -135,3 +137,43 @@ def test_fields_that_are_left_as_they_are_and_a_reason_of_the_task():
     assert cleaner.report["train"].dropped == {"missing_answer": 1, "empty": 1, "too_long": 1, "too_short": 1}
     with pytest.raises(UserError, match=r"data\.test: record 2: cannot be read"):
         clean(Cleaner(CleaningSettings(), (), (), fault_of), "test", ("a", "b"), ("?", "b"))
+
+
+def few(rows, number, seed=0, **options):
+    """The rows that are kept of `source` texts with labels in `target`."""
+    settings = CleaningSettings(max_records_per_label=number, choice_seed=seed, max_length_ratio=None, **options)
+    cleaner = Cleaner(settings, label_field="target")
+    return clean(cleaner, "train", *rows), cleaner.report
+
+
+MANY = [(f"text {n}", ["good", "bad", "odd"][n % 5 % 3]) for n in range(60)]
+
+
+def test_few_of_each_label_are_chosen_in_their_order():
+    kept, report = few(MANY, 4)
+    assert [label for _, label in kept].count("good") == [label for _, label in kept].count("odd") == 4
+    assert len(kept) == 12
+    assert kept == [row for row in MANY if row in kept]
+    assert (report["train"].read, report["train"].kept) == (60, 12)
+    assert "48 dropped: max_records_per_label others of its label were chosen" in format_report(report.as_dict())
+    assert Counter(label for _, label in few(MANY, 13)[0]) == {"good": 13, "bad": 13, "odd": 12}  # all that there are
+
+
+def test_which_ones_follows_from_the_seed_and_the_texts_alone():
+    kept = few(MANY, 4)[0]
+    assert few(MANY, 4)[0] == kept
+    assert set(few(MANY[::-1], 4)[0]) == set(kept)
+    assert set(few(MANY, 4, seed=1)[0]) != set(kept)
+    assert set(few(MANY, 3)[0]) < set(kept)
+    assert set(few([*MANY, ("text of a new label", "new")], 4)[0]) == {*kept, ("text of a new label", "new")}
+
+
+def test_only_sound_training_records_are_chosen_from():
+    settings = CleaningSettings(max_records_per_label=2, max_length_ratio=None)
+    cleaner = Cleaner(settings, label_field="target")
+    assert len(clean(cleaner, "validation", *MANY)) == 60
+    kept = clean(cleaner, "train", *MANY, ("", "good"), ("new", "good"), ("new", "good"), ("newer", "bad"))
+    assert kept == [("new", "good"), ("newer", "bad")]
+    assert cleaner.report["train"].dropped == {"leak": 60, "empty": 1, "duplicate": 1}
+    unlabelled = Cleaner(settings)
+    assert len(clean(unlabelled, "train", *MANY)) == 60

@@ -135,3 +135,31 @@ def test_options_of_one_kind_are_refused_for_others():
         TokenizerSettings(vocabulary="vocab.txt")
     with pytest.raises(ValueError, match="'model' is for kind: subwords only"):
         TokenizerSettings(kind="wordpiece", model="bpe")
+    with pytest.raises(ValueError, match="give either vocabulary or run"):
+        TokenizerSettings(kind="wordpiece", vocabulary="vocab.txt", run="runs/a")
+
+
+def test_a_tokenizer_comes_with_a_run_of_its_kind_alone(directory, tmp_path):
+    settings = TokenizerSettings(kind="wordpiece", run="run")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"^run: holds no run; name a directory with recipe\.yaml and manifest\.json"):
+        train_tokenizer(settings, CleaningSettings(), (), tmp_path / "new", tmp_path)
+    for name in ("recipe.yaml", "manifest.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"run: has no tokenizer; name a run of a task that reads text"):
+        train_tokenizer(settings, CleaningSettings(), (), tmp_path / "new", tmp_path)
+    words = train_tokenizer(TokenizerSettings(kind="words"), CleaningSettings(), ["b a b"], tmp_path / "run/tokenizer")
+    with pytest.raises(UserError, match=r"tokenizer\.kind: is wordpiece, and .*run/tokenizer holds one of kind words"):
+        train_tokenizer(settings, CleaningSettings(), (), tmp_path / "new", tmp_path)
+    settings = TokenizerSettings(kind="words", run="run")
+    same = train_tokenizer(settings, CleaningSettings(), ["c c"], tmp_path / "same", tmp_path)
+    assert same.tokenize(tf.constant(["a b c"])).to_list() == words.tokenize(tf.constant(["a b c"])).to_list()
+
+
+def test_a_path_is_of_the_data_directory_or_else_of_the_working_directory(directory, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate("model", data).resolve() == directory
+    (data / "model").mkdir()
+    assert locate("model", data).resolve() == data / "model"

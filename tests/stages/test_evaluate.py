@@ -31,6 +31,9 @@ class ShoutTask:
 
         return {"text": tf.strings.upper(texts), "score": tf.cast(tf.strings.length(texts), tf.float32)}
 
+    def asked_in_evaluation(self):
+        return self
+
     def forward(self, model, batch, training):
         assert not training
 

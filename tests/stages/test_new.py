@@ -8,8 +8,9 @@ import pytest
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.sources import share_of
 from kerasllm.errors import UserError
+from kerasllm.first_recipe import SHARES
 from kerasllm.recipe import load_recipe
-from kerasllm.stages.new import SHARES, new
+from kerasllm.stages.new import new
 
 WORDS = {"good": ["fine", "lovely", "great"], "bad": ["awful", "poor", "dull"]}
 
@@ -173,3 +174,18 @@ def test_what_cannot_be_learnt(write, header, rows, options, message):
     with pytest.raises(UserError, match=message):
         new(table, **options)
     assert not Path("reviews.yaml").exists()
+
+
+def test_without_a_table_a_published_encoder_answers_as_it_is(write):
+    (Path("models") / "mini").mkdir(parents=True)
+    assert new(pretrained="models/mini") == {"recipe": "mini.yaml"}
+    recipe = load_recipe("mini.yaml")
+    assert (recipe.task, recipe.data.splits, recipe.training.train_steps) == ("embed", [], 0)
+    assert recipe.model.pretrained == "models/mini"
+    assert new(pretrained="hf:someone/small-1", to=Path("b.yaml")) == {"recipe": "b.yaml"}
+    assert load_recipe("b.yaml").model.pretrained == "hf:someone/small-1"
+    with pytest.raises(UserError, match=r"mini\.yaml: exists already; name another file with --to"):
+        new(pretrained="models/mini")
+    for options in ({}, {"pretrained": "models/mini", "label": "mood"}):
+        with pytest.raises(UserError, match="new: name a table of texts and labels, or --pretrained alone for vectors"):
+            new(**options)

@@ -14,13 +14,14 @@ import numpy as np
 from kerasllm.data.published import PRESET, SPECIAL_TOKENS, Vocabulary, locate
 from kerasllm.errors import UserError
 from kerasllm.models.bert import Bert
-from kerasllm.models.published.config import ACTIVATIONS, CONFIG_KEYS, read_numbers
+from kerasllm.models.published.config import ACTIVATIONS, CONFIG_KEYS, read_labels, read_numbers
 from kerasllm.models.published.presets import read_preset
+from kerasllm.models.published.safetensors_files import read_tensors
 from kerasllm.models.settings import BertSettings
 from kerasllm.run_directory import atomic_directory
 from kerasllm.terminal import say
 
-PREDICTIONS = "cls.predictions"
+PREDICTIONS, CLASSIFIER = "cls.predictions", "classifier"
 Heads = Mapping[str, keras.layers.Layer]
 """Their name of a head -> our layer: `cls.predictions` (masked language), `cls.seq_relationship` (next sentence),
 `classifier` (of sequences or tokens), `qa_outputs` (spans)."""
@@ -35,6 +36,8 @@ class PublishedBert:
     settings: BertSettings
     tensors: dict[str, np.ndarray]
     """Their name, without a prefix such as `bert.` -> float32 array."""
+    labels: tuple[str, ...] = ()
+    """Of the classes of its classifier, if it has one whose classes have names."""
 
     def build(self, **changes: Any) -> Bert:
         """A model with these weights.
@@ -48,6 +51,21 @@ class PublishedBert:
         model = Bert(self.vocabulary_size, **{**self.settings.model_dump(), **changes})
         self.assign(model)
         return model
+
+    def has_head(self, name: str, head: keras.layers.Layer, labels: Sequence[str] = ()) -> bool:
+        """Whether there are weights for a head: all of its kind, of the same shapes, and for a classifier its labels.
+
+        Args:
+            name: as in `Heads`.
+            labels: of the classes, in the order of their numbers.
+        """
+        if name == CLASSIFIER and tuple(labels) != self.labels:
+            return False
+        return all(
+            len(found := [self.tensors[each] for each in names if each in self.tensors]) == len(names)
+            and _joined_shape(variable, found) == tuple(variable.shape)
+            for variable, names in _head(name, head)
+        )
 
     def assign(self, model: Bert, heads: Heads | None = None) -> None:
         """Gives a model these weights, after all were found to fit. Without a pooler in the source it stays as it is.
@@ -89,16 +107,17 @@ def read_published(source: str, root: Path | None = None) -> PublishedBert:
         vocabulary_size, numbers, tensors = read_preset(source.removeprefix(PRESET))
         return PublishedBert(source, vocabulary_size, BertSettings(**numbers), tensors)
     vocabulary_size, settings = read_numbers(source, root)
-    return PublishedBert(source, vocabulary_size, settings, _read_tensors(locate(source, root) / "model.safetensors"))
+    directory = locate(source, root)
+    return PublishedBert(source, vocabulary_size, settings, read_tensors(directory), read_labels(directory))
 
 
-def published_of(model: Bert, source: str, heads: Heads | None = None) -> PublishedBert:
+def published_of(model: Bert, source: str, heads: Heads | None = None, labels: Sequence[str] = ()) -> PublishedBert:
     """The weights of a model as if they had been published: to go on with those of a run, or to write them."""
     tensors = {}
     for variable, names in variables_of(model, heads or {}):
         parts = np.split(np.asarray(variable.value, "float32"), len(names))
         tensors |= dict(zip(names, parts, strict=True))
-    return PublishedBert(source, model.vocabulary_size, model.settings, tensors)
+    return PublishedBert(source, model.vocabulary_size, model.settings, tensors, tuple(labels))
 
 
 def write_huggingface(
@@ -176,13 +195,15 @@ def variables_of(model: Bert, heads: Heads) -> list[tuple[keras.Variable, tuple[
         pairs += _dense(block.feed_forward.contract, f"{at}.output.dense")
         pairs += _norm(block.feed_forward_residual.normalization, f"{at}.output.LayerNorm")
     pairs += _dense(model.pooler, "pooler.dense")
-    for name, head in heads.items():
-        if name == PREDICTIONS:
-            pairs += _dense(head.dense, f"{name}.transform.dense")
-            pairs += [*_norm(head.normalization, f"{name}.transform.LayerNorm"), (head.bias, (f"{name}.bias",))]
-        else:
-            pairs += _dense(head.dense, name)
-    return pairs
+    return pairs + [pair for name, head in heads.items() for pair in _head(name, head)]
+
+
+def _head(name: str, head: Any) -> list[tuple[keras.Variable, tuple[str, ...]]]:
+    if name != PREDICTIONS:
+        return _dense(head.dense, name)
+    transform = f"{name}.transform"
+    pairs = [*_dense(head.dense, f"{transform}.dense"), *_norm(head.normalization, f"{transform}.LayerNorm")]
+    return [*pairs, (head.bias, (f"{name}.bias",))]
 
 
 def _dense(layer: Any, *names: str) -> list[tuple[keras.Variable, tuple[str, ...]]]:
@@ -201,25 +222,3 @@ def _joined_shape(variable: keras.Variable, tensors: list[np.ndarray]) -> tuple[
         return " + ".join(str(tensor.shape) for tensor in tensors)
     first, *others = tensors[0].shape
     return (first * len(tensors), *others)
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, the encoder's without prefix, and with the newer names of the normalizations."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError(f"{path}: does not exist; weights in other formats are to be saved as safetensors first")
-    try:
-        with safe_open(path, "np") as file:
-            tensors = {name: file.get_tensor(name).astype("float32") for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    table = "embeddings.word_embeddings.weight"
-    prefix = next((name.removesuffix(table) for name in tensors if name.endswith(table)), None)
-    if prefix is None:
-        raise UserError(f"{path}: has no {table}; it holds no BERT")
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
-        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-    return renamed

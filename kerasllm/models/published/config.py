@@ -59,6 +59,13 @@ def read_numbers(source: str, root: Path | None = None) -> tuple[int, BertSettin
     return config.get("vocab_size", 0), _read_settings(config, path)
 
 
+def read_labels(directory: Path) -> tuple[str, ...]:
+    """The labels of a classifier in the order of their numbers, as its config.json names them; () without names."""
+    config = json.loads((directory / "config.json").read_bytes())
+    names = config.get("id2label") or {}
+    return tuple(str(names[number]) for number in sorted(names, key=int))
+
+
 def _read_settings(config: dict[str, Any], path: Path) -> BertSettings:
     """The settings that a config.json says; what it leaves out has their defaults, which are ours."""
     expected = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "pad_token_id": 0}

@@ -176,6 +176,50 @@ def test_files_that_cannot_be_read_are_refused(tensors, write, tmp_path):
         read_published(path)
 
 
+@pytest.fixture
+def shard(tensors, write, tmp_path):
+    """shard(weight_map changes) writes the tensors into two files with an index, and returns the directory."""
+
+    def shard(**changes):
+        path = write({f"bert.{name}": tensor for name, tensor in tensors.items()})
+        whole = load_file(tmp_path / "model.safetensors")
+        (tmp_path / "model.safetensors").unlink()
+        weight_map = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(whole)}
+        for file in set(weight_map.values()):
+            save_file({name: whole[name] for name in whole if weight_map[name] == file}, tmp_path / file)
+        index = {"metadata": {}, "weight_map": weight_map | changes}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        return path
+
+    return shard
+
+
+def test_shards_give_what_the_whole_file_gives(tensors, shard):
+    found = read_published(shard()).tensors
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", "..", 7])
+def test_an_index_that_leaves_its_directory_is_refused(shard, file):
+    path = shard(more=file)
+    with pytest.raises(UserError, match=rf"index\.json: names '{file}', which is no safetensors file beside it"):
+        read_published(path)
+
+
+def test_shards_that_lack_something_are_refused(shard, tmp_path):
+    path = shard(more="model-00002-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: has no more, which model.safetensors.ind"):
+        read_published(path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"index\.json: lacks 1 of its 2 files: model-00002-of-00002\.safetensors; get"):
+        read_published(path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"index\.json: cannot be read \(TypeError"):
+        read_published(path)
+
+
 def test_a_model_of_the_hub_is_downloaded_and_read(tensors, write, monkeypatch):
     path = write(tensors)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: path)
