@@ -112,14 +112,21 @@ def normalize(text: str, settings: CleaningSettings) -> str:
     return " ".join(text.split()) if settings.collapse_spaces else text
 
 
-def find_fault(record: Record, settings: CleaningSettings, parallel_fields: Sequence[str]) -> str | None:
+def normalize_document(text: str, settings: CleaningSettings) -> str:
+    """A document whose lines are normalised one by one; those with nothing but space are left out."""
+    return "\n".join(line for part in text.split("\n") if (line := normalize(part, settings)).strip())
+
+
+def find_fault(
+    record: Record, settings: CleaningSettings, parallel_fields: Sequence[str], document_fields: Sequence[str] = ()
+) -> str | None:
     """The first reason that a normalised record gives by itself, None if it is sound."""
     lengths = [len(text) for text in record.values()]
     if min(lengths) == 0 or not all(text.strip() for text in record.values()):
         return "empty"
     if min(lengths) < settings.min_characters:
         return "too_short"
-    if max(lengths) > settings.max_characters:
+    if any(len(text) > settings.max_characters for name, text in record.items() if name not in document_fields):
         return "too_long"
     parallel = [len(record[field]) for field in parallel_fields]
     if parallel and settings.max_length_ratio is not None and max(parallel) > settings.max_length_ratio * min(parallel):
@@ -135,10 +142,13 @@ class Cleaner:
 
     Args:
         parallel_fields: whose texts say the same, so that `max_length_ratio` compares their lengths.
+        document_fields: whose texts keep the ends of their lines, and may have any length.
     """
 
-    def __init__(self, settings: CleaningSettings, parallel_fields: Sequence[str] = ()) -> None:
-        self._parallel_fields = parallel_fields
+    def __init__(
+        self, settings: CleaningSettings, parallel_fields: Sequence[str] = (), document_fields: Sequence[str] = ()
+    ) -> None:
+        self._parallel_fields, self._document_fields = parallel_fields, document_fields
         self.report = CleaningReport()
         self._settings = settings
         self._seen: dict[str, RecordSet] = {}
@@ -161,8 +171,12 @@ class Cleaner:
         self._seen[split] = RecordSet()
         for raw in records:
             report.read += 1
-            record = {name: normalize(text, self._settings) for name, text in raw.items()}
-            reason = find_fault(record, self._settings, self._parallel_fields) or self._find_repetition(record, split)
+            record = {
+                name: (normalize_document if name in self._document_fields else normalize)(text, self._settings)
+                for name, text in raw.items()
+            }
+            fault = find_fault(record, self._settings, self._parallel_fields, self._document_fields)
+            reason = fault or self._find_repetition(record, split)
             if reason:
                 report.note(reason, record, drop=split == "train")
             if reason is None or split != "train":

@@ -15,6 +15,7 @@ from kerasllm.data.settings import (
     BuiltInSettings,
     CleaningSettings,
     DataSettings,
+    DocumentsSettings,
     ParallelTextSettings,
     TokenizerSettings,
 )
@@ -78,6 +79,8 @@ def find_fields(data: DataSettings, task_class: Any) -> tuple[str, ...]:
         if not set(needed) <= set(found) <= set(known):
             raise UserError(f"data.name: {data.name} has {', '.join(found)}, but the task needs {', '.join(needed)}")
         return tuple(field for field in known if field in found)
+    if isinstance(data, DocumentsSettings) and set(found) != set(needed):
+        raise UserError(f"data.source: documents have {', '.join(found)}, but the task needs {', '.join(needed)}")
     section = "train" if isinstance(data, ParallelTextSettings) else "columns"
     for field in found:
         if field not in known:
@@ -95,7 +98,8 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
-    data, cleaner = recipe.data, Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
+    data, task_class = recipe.data, recipe.task_class
+    cleaner = Cleaner(recipe.cleaning, task_class.parallel_fields, task_class.document_fields)
     for split in reversed(data.splits):
         with ExitStack() as stack:
             writers = {
@@ -125,6 +129,7 @@ def _train_tokenizer(
     settings: TokenizerSettings,
     fields: Sequence[str],
     data_dir: Path | None,
+    with_mask: bool,
 ) -> "Tokenizer":
     from kerasllm.data.tokenizers import train_tokenizer
 
@@ -136,7 +141,7 @@ def _train_tokenizer(
     texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
-        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir)
+        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir, with_mask)
 
 
 def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
@@ -164,7 +169,8 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
         labels = _learn_labels(directory, recipe)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts:
-        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)
+        with_mask = task_class.needs_mask
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir, with_mask)
     return Vocabulary(tokenizer, labels)
 
 

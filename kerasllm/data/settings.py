@@ -1,5 +1,6 @@
 """What a recipe can say of its data: `data`, `cleaning`, `tokenizer`, `batching`, `augmentation`. No TensorFlow."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -93,6 +94,56 @@ class TableSettings(SplitSettings):
         return self
 
 
+class DocumentsSettings(SplitSettings):
+    """Text files with documents of any length; each is one record with the field `text`, a line a paragraph."""
+
+    source: Literal["documents"]
+    train: str | tuple[str, ...]
+    """File or files, relative to the data directory; `.gz` is unpacked while reading. No document reaches over two."""
+    validation: str | tuple[str, ...] | float | None = None
+    """File or files, or the share of the training documents that is split off; which follows from their texts."""
+    test: str | tuple[str, ...] | float | None = None
+    """The same."""
+    document_start: str | None = None
+    """A regular expression: a document begins with each line that it is found in; null: blank lines are in between."""
+    escapes: Literal["none", "wikitext"] = "none"
+    """`wikitext` turns ` @-@ `, ` @,@ ` and ` @.@ ` back into the character, and `<unk>` into `[UNK]`."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return ("text",)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Split -> the share of the training documents that belongs to it."""
+        return {split: share for split in ("validation", "test") if isinstance(share := getattr(self, split), float)}
+
+    def files(self, split: str) -> tuple[str, ...]:
+        """The files that the documents of a split stand in."""
+        files = self.train if split in self.shares else getattr(self, split)
+        return (files,) if isinstance(files, str) else files
+
+    @field_validator("document_start")
+    @classmethod
+    def _check_expression(cls, expression: str | None) -> str | None:
+        try:
+            re.compile(expression or "")
+        except re.error as error:
+            raise ValueError(f"'{expression}' is no regular expression: {error}") from error
+        return expression
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "DocumentsSettings":
+        shares = self.shares.values()
+        if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
+            raise ValueError("the shares of validation and test must be above 0, and together below 1")
+        for split in self.splits:
+            if not self.files(split):
+                raise ValueError(f"{split} names no file")
+        return self
+
+
 class TfdsSettings(SplitSettings):
     """A dataset of TensorFlow Datasets, by its name."""
 
@@ -111,6 +162,7 @@ BUILT_IN_FIELDS = {
     "dates": ("source", "target"),
     "date_languages": ("text", "label"),
     "digits": ("image", "label"),
+    "python_docs": ("text",),
     "slopes": ("slope_x", "slope_y"),
 }
 """Built-in set -> the fields of its records."""
@@ -120,9 +172,9 @@ class BuiltInSettings(SplitSettings):
     """A set that is generated on this machine, the same for the same seed."""
 
     source: Literal["built_in"]
-    name: Literal["dates", "date_languages", "digits", "slopes"]
+    name: Literal["dates", "date_languages", "digits", "python_docs", "slopes"]
     train: int = Field(ge=1)
-    """Number of records."""
+    """Number of records; of `python_docs`, which differ between versions of Python, at most."""
     validation: int | None = Field(default=None, ge=1)
     test: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -135,7 +187,8 @@ class BuiltInSettings(SplitSettings):
 
 
 DataSettings = Annotated[
-    ParallelTextSettings | TableSettings | TfdsSettings | BuiltInSettings, Field(discriminator="source")
+    ParallelTextSettings | TableSettings | DocumentsSettings | TfdsSettings | BuiltInSettings,
+    Field(discriminator="source"),
 ]
 
 
@@ -144,11 +197,11 @@ class CleaningSettings(Settings):
 
     normalize_unicode: Literal["NFC", "NFKC", "none"] = "NFC"
     collapse_spaces: bool = True
-    """Any run of white space becomes one space, none stays at the ends."""
+    """Any run of white space becomes one space, none stays at the ends. Documents keep the ends of their lines."""
     min_characters: int = Field(default=1, ge=1)
     """Shortest text of a field, in characters."""
     max_characters: int = Field(default=2000, ge=1)
-    """Longest text of a field, in characters."""
+    """Longest text of a field, in characters. Documents may have any length."""
     max_length_ratio: float | None = Field(default=9.0, ge=1)
     """Longest by shortest of the texts of a record that say the same, such as source and target of a translation, in
     characters; null keeps every ratio."""

@@ -2,19 +2,22 @@
 
 import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from hashlib import blake2b
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kerasllm.data.documents import split_documents
 from kerasllm.data.settings import (
     BuiltInSettings,
     DataSettings,
+    DocumentsSettings,
     ParallelTextSettings,
     TableSettings,
     TfdsSettings,
@@ -23,7 +26,13 @@ from kerasllm.data.tables import as_text, check_columns, read_lines, read_table,
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import sha256_of_file
 
-BUILT_IN_LIBRARIES = {"dates": ["babel"], "date_languages": ["babel"], "digits": ["scikit-learn"], "slopes": []}
+BUILT_IN_LIBRARIES = {
+    "dates": ["babel"],
+    "date_languages": ["babel"],
+    "digits": ["scikit-learn"],
+    "python_docs": [],
+    "slopes": [],
+}
 """Built-in set, which is also its file here -> the libraries that it depends on."""
 BUILT_IN_FROM = {"date_languages": ["dates"]}
 """Built-in set -> the files of others that it is made with."""
@@ -110,6 +119,8 @@ def _generate(data: BuiltInSettings, split: str) -> Iterator[Record]:
         from kerasllm.data.digits import generate_digits as generate  # scikit-learn takes a second to load
     elif data.name == "slopes":
         from kerasllm.data.slopes import generate_slopes as generate
+    elif data.name == "python_docs":
+        from kerasllm.data.python_docs import generate_python_docs as generate
     elif data.name == "date_languages":
         from kerasllm.data.date_languages import generate_date_languages as generate
     else:
@@ -138,8 +149,19 @@ def _read_split(data: TableSettings, split: str, path: Path) -> Iterator[Record]
     return (record for record in records if share_of(record, data.shares) == split)
 
 
+def _read_documents(data: DocumentsSettings, split: str, paths: Mapping[str, Path]) -> Iterator[Record]:
+    """The documents of the files, or of the share of the training files that makes up a split."""
+    texts = chain.from_iterable(
+        split_documents(read_lines(path), data.document_start, data.escapes) for path in paths.values()
+    )
+    records = ({"text": text} for text in texts)
+    if not data.shares or not (split == "train" or split in data.shares):
+        return records
+    return (record for record in records if share_of(record, data.shares) == split)
+
+
 def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[str, Path]:
-    """The local files of a split, by field for parallel texts; {} where there are none.
+    """The local files of a split, by field for parallel texts, by number for documents; {} where there are none.
 
     Raises:
         UserError: one of them is missing.
@@ -148,6 +170,8 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
         return {field: _locate(file, data_dir) for field, file in getattr(data, split).items()}
     if isinstance(data, TableSettings):
         return {"table": _locate(data.train if split in data.shares else getattr(data, split), data_dir)}
+    if isinstance(data, DocumentsSettings):
+        return {str(number): _locate(file, data_dir) for number, file in enumerate(data.files(split))}
     return {}
 
 
@@ -155,6 +179,8 @@ def source_fingerprint(data: DataSettings, data_dir: Path | None) -> dict[str, s
     """What the records depend on besides the settings: the contents of the files, or the version of their writer."""
     if isinstance(data, BuiltInSettings):
         versions = {library: importlib.metadata.version(library) for library in BUILT_IN_LIBRARIES[data.name]}
+        if data.name == "python_docs":
+            versions = {"python": f"{platform.python_version()} {sys.platform}"}
         files = [data.name, *BUILT_IN_FROM.get(data.name, [])]
         return {**versions, **{name: sha256_of_file(Path(__file__).with_name(f"{name}.py")) for name in files}}
     if isinstance(data, TfdsSettings):
@@ -189,6 +215,8 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
         records = _read_parallel(paths)
     elif isinstance(data, TableSettings):
         records = _read_split(data, split, paths["table"])
+    elif isinstance(data, DocumentsSettings):
+        records = _read_documents(data, split, paths)
     else:
         records = _read_tfds(data, split, data_dir)
     first = next(records, None)
