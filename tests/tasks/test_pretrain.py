@@ -352,6 +352,23 @@ def test_a_split_is_evaluated_in_one_pass_and_shows_sentences(prepare):
     assert all(MASK in row["text"] and MASK not in row["prediction"] for row in rows)
 
 
+@pytest.mark.parametrize("split", [(2, 1), (1, 3), (2, 2)])
+def test_the_loss_of_a_step_does_not_depend_on_how_its_batch_is_split(prepare, split):
+    recipe, prepared = prepare("model.dropout=0", "model.attention_dropout=0")
+    task = Pretrain(recipe, load_vocabulary(prepared.directory))
+    model, objective, sums = task.build_model(), Supervised(task), []
+    for num_replicas, micro_batches in ((1, 1), split):
+        settings = BatchingSettings(global_batch_size=5, max_sequence_length=16)
+        stream = BatchStream(prepared.examples("validation"), settings, 4, num_replicas, micro_batches)
+        stream.corruption = task.corruption()
+        elements = stream.elements_of_step(1, 1, 0)
+        parts = [objective(model, part, training=True) for element in elements for part in element]
+        assert len(parts) == num_replicas * micro_batches
+        sums.append([sum(float(tf.reduce_sum(losses * weights)) for losses, weights in parts)])
+        sums[-1].append(sum(float(tf.reduce_sum(weights)) for _, weights in parts))
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-5)
+
+
 def test_records_of_examples_are_counted_over_chunks(prepare, monkeypatch):
     monkeypatch.setattr("kerasllm.data.preparation._CHUNK_RECORDS", 3)
     _, prepared = prepare(SINGLE)
