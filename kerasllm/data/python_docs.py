@@ -109,9 +109,12 @@ def _of_c_modules() -> Iterator[tuple[str, list[str]]]:
 
 
 def _said_by(owner: ModuleType | type) -> list[str]:
-    """What a module or class says of itself and of its functions, by their names."""
-    members = [vars(owner)[name] for name in sorted(vars(owner)) if not name.startswith("__")]
-    described = [owner, *(member for member in members if inspect.isroutine(member))]
+    """What a module or class says of itself and of its functions, by their names.
+
+    Those that a program may put its own in place of, hooks and functions of Python, are left out.
+    """
+    members = [vars(owner)[name] for name in sorted(vars(owner)) if not name.startswith("__") and "hook" not in name]
+    described = [owner, *(each for each in members if inspect.isroutine(each) and not inspect.isfunction(each))]
     return [each.__doc__ for each in described if isinstance(each.__doc__, str)]
 
 
