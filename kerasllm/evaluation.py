@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kerasllm.data.batching import BatchStream
@@ -11,6 +13,7 @@ from kerasllm.data.store import Examples
 from kerasllm.trained_run import answer_texts
 
 if TYPE_CHECKING:
+    import tensorflow as tf
     from matplotlib.figure import Figure
 
 MAX_EXPONENT = 709.0
@@ -31,37 +34,47 @@ class LossSum:
         task: whose `forward` and `loss` it is.
         model: the model; its weights of the moment count.
         stream: of the split, on one replica.
+        sums: of the task, if it has figures of its own that are summed in the same pass.
+
+    Attributes:
+        others: these figures, after a call.
     """
 
-    def __init__(self, task: Any, model: Any, stream: BatchStream):
+    def __init__(
+        self,
+        task: Any,
+        model: Any,
+        stream: BatchStream,
+        sums: Callable[[Any, dict[str, tf.Tensor]], dict[str, tf.Tensor]] = lambda logits, batch: {},
+    ):
         import tensorflow as tf
 
-        from kerasllm.training.objectives import Supervised
-
-        objective = Supervised(task)
-
-        def sums(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-            losses, weights = objective(model, batch, training=False)  # [B, T], [B, T]
-            return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+        def sums_of(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+            logits = task.forward(model, batch, training=False)
+            losses, weights = task.loss(logits, batch, 0.0)  # [B, T], [B, T]
+            return tf.reduce_sum(losses * weights), tf.reduce_sum(weights), sums(logits, batch)
 
         signature = {name: tf.TensorSpec([None, None], dtype) for name, dtype in stream.feature_types.items()}
-        self.stream, self._sums = stream, tf.function(sums, input_signature=[signature], autograph=False)
+        self.stream, self._sums = stream, tf.function(sums_of, input_signature=[signature], autograph=False)
+        self.others: dict[str, float] = {}
 
     def __call__(self) -> tuple[float, float]:
         """The sum in nats, and the number of tokens."""
-        loss, tokens = 0.0, 0.0
+        loss, tokens, others = 0.0, 0.0, Counter()
         for rows in self.stream.batches(epoch=0):
             for batch in self.stream.parts(rows):
-                batch_loss, batch_tokens = self._sums(batch)
+                batch_loss, batch_tokens, figures = self._sums(batch)
                 loss, tokens = loss + float(batch_loss), tokens + float(batch_tokens)
+                others.update({name: float(value) for name, value in figures.items()})
+        self.others = dict(others)
         return loss, tokens
 
 
 class Evaluator:
     """Answers a split and measures; can be called again after the weights have changed.
 
-    After a call `answers` are those of each record, as `task.metrics` and `task.pictures` take them, and `references`
-    what they are measured against.
+    After a call `answers` are those of each of the task's `questions`, as `task.metrics` and `task.pictures` take them,
+    and `references` what they are measured against.
 
     Args:
         task: with its model built.
@@ -70,11 +83,11 @@ class Evaluator:
     """
 
     def __init__(self, task: Any, model: Any, examples: Examples, stream: BatchStream):
-        self.task, self.loss_sum = task, LossSum(task, model, stream)
+        stream.corruption = task.corruption()
+        self.task, self.loss_sum = task, LossSum(task, model, stream, task.sums)
         self.asked = task.asked_in_evaluation()
         self.fields = list(self.asked.inputs.values())
-        self.columns = [list(examples.texts[field]) for field in self.fields]
-        self.references = list(examples.texts[task.reference])
+        self.columns, self.references = self.asked.questions(examples.texts)
         self.answers: list[dict[str, Any]] = []
 
     def __call__(self, description: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -84,18 +97,20 @@ class Evaluator:
             description: what the progress bar says.
 
         Returns:
-            The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each record,
-            in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer.
+            The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each question,
+            in the order of the split, its inputs, `reference` if there is one, `prediction`, and the further outputs of
+            the answer.
         """
-        answers = self.answers = answer_texts(self.asked, self.task.questions(self.columns), description)
+        answers = self.answers = answer_texts(self.asked, self.columns, description)
         rows = []
-        for answer, reference, *inputs in zip(answers, self.references, *self.columns, strict=True):
+        references = [{"reference": text} for text in self.references] or [{}] * len(answers)
+        for answer, reference, *inputs in zip(answers, references, *self.columns, strict=True):
             (_, prediction), *others = answer.items()
             row = dict(zip(self.fields, inputs, strict=True))
-            rows.append({**row, "reference": reference, "prediction": prediction, **dict(others)})
+            rows.append({**row, **reference, "prediction": prediction, **dict(others)})
         loss, tokens = self.loss_sum()
-        metrics = self.task.metrics(answers, self.references)
+        metrics = {**self.task.metrics(answers, self.references), **self.task.metrics_of_sums(self.loss_sum.others)}
         loss /= tokens
-        if "perplexity" in self.task.metric_names:  # a run that diverges goes on
+        if "perplexity" in self.task.metric_names and "perplexity" not in metrics:  # a run that diverges goes on
             metrics["perplexity"] = math.exp(loss) if loss < MAX_EXPONENT else math.inf
         return {**metrics, "loss": loss, "tokens": int(tokens)}, rows

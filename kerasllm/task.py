@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kerasllm.errors import UserError
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from matplotlib.figure import Figure
 
+    from kerasllm.data.batching import Corruption
     from kerasllm.data.vocabulary import Vocabulary
     from kerasllm.settings import Settings
 
@@ -44,6 +46,10 @@ class Task:
 
     parallel_fields: tuple[str, ...] = ()
     """The fields whose texts say the same, so that cleaning compares their lengths."""
+    document_fields: tuple[str, ...] = ()
+    """The fields whose texts are documents: cleaning keeps the ends of their lines, and lets them have any length."""
+    needs_mask: bool = False
+    """Whether the tokenizer must have a token that stands for a hidden one; only some kinds can have it."""
 
     verbatim_fields: tuple[str, ...] = ()
     """The fields that cleaning leaves as they are, however long, because places in them are counted."""
@@ -98,6 +104,13 @@ class Task:
         """
         raise NotImplementedError
 
+    def corruption(self) -> Corruption | None:
+        """What is done to every example when a batch is made of it, in training and in evaluation; by default nothing.
+
+        The features that it adds are in the batches that `forward` and `loss` get, and in no file.
+        """
+        return None
+
     def build_model(self) -> keras.Model:
         """Makes `self.model`, of the recipe's numbers and the vocabulary, and returns it."""
         raise NotImplementedError
@@ -123,13 +136,34 @@ class Task:
         """
         raise NotImplementedError
 
-    def questions(self, columns: list[list[str]]) -> list[list[str]]:
-        """What `answer` is asked where it is measured: for each of `inputs` the texts of records; by default these."""
-        return columns
-
     def asked_in_evaluation(self) -> Any:
-        """What answers a split when it is measured, with `inputs` and `answer` as a task has; by default the task."""
+        """What answers a split when it is measured, with `inputs`, `questions` and `answer` as a task has; by default
+        the task."""
         return self
+
+    def questions(self, texts: Mapping[str, Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+        """What is asked in an evaluation: by default the inputs of every record.
+
+        Args:
+            texts: of a split, by field.
+
+        Returns:
+            For each of `inputs` its texts; and what the answers are measured against, none without `reference`.
+        """
+        references = [] if self.reference is None else list(texts[self.reference])
+        return [list(texts[field]) for field in self.inputs.values()], references
+
+    def sums(self, logits: Any, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Figures of a batch to be added up over a split, float32 scalars by name, for what no answer shows.
+
+        Args:
+            logits: from `forward`, without dropout.
+        """
+        return {}
+
+    def metrics_of_sums(self, sums: dict[str, float]) -> dict[str, Any]:
+        """Metrics of `metric_names` from what `sums` has given for all batches together."""
+        return {}
 
     def published_form(self) -> tuple[str, dict[str, keras.layers.Layer], tuple[str, ...]]:
         """What Hugging Face calls the model: its architecture, its heads by their name there, and its labels.
@@ -147,8 +181,8 @@ class Task:
             references: what stands in the field `reference`.
 
         Returns:
-            A value for each of `metric_names` but the perplexity; there may be others. A table is a dict of rows by
-            name, each a dict of cells by column.
+            A value for each of `metric_names` but the perplexity and those of sums; there may be others. A table is a
+            dict of rows by name, each a dict of cells by column.
         """
         raise NotImplementedError
 

@@ -66,6 +66,7 @@ def build_run(
     with strategy.scope():
         task = build_task(recipe, prepared.directory)
         stream.augmentation = build_augmentations(recipe, ticks, task, examples)
+        stream.corruption = task.corruption()
         with compute_precision(settings.precision):
             model = build_model(task, recipe)
         schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -116,6 +116,20 @@ class Accumulation:
         return windows
 
 
+class Corruption(Protocol):
+    """Changes the examples of a batch, always: what a task learns from, such as hidden tokens."""
+
+    @property
+    def added(self) -> dict[str, str]:
+        """The features that it adds, and their types."""
+
+    def __call__(self, batch: dict[str, np.ndarray], rows: np.ndarray, seed: int, epoch: int) -> dict[str, np.ndarray]:
+        """Some examples [B, T], and the numbers of them in their split [B] -> the same with what is added, [B, P].
+
+        What becomes of an example follows from (seed, epoch, row) alone, whatever else is in the batch.
+        """
+
+
 class BatchStream:
     """The training batches of a run, from any optimizer step on.
 
@@ -135,6 +149,8 @@ class BatchStream:
     Attributes:
         accumulation: planned batches of each step; can be set before the first step is asked for.
         augmentation: changes what `dataset` gives, never what `parts` gives for evaluation; None changes nothing.
+        corruption: changes all that is given. In `parts` it is that of epoch 0 and seed 0 each time, so that figures
+            can be compared, those of other seeds too; None changes nothing.
 
     Raises:
         UserError: every example is too long.
@@ -151,6 +167,8 @@ class BatchStream:
         self.num_replicas, self.micro_batches = num_replicas, micro_batches
         self.accumulation = Accumulation()
         self.augmentation: AugmentedTraining | None = None
+        self.corruption: Corruption | None = None
+        self.seed = seed
         self.examples, self._features = examples, examples.features
         self._position = (0, 0, 0)
         fits = examples.lengths.max(axis=1) <= settings.max_sequence_length
@@ -176,7 +194,8 @@ class BatchStream:
     @property
     def feature_types(self) -> dict[str, str]:
         """The keys of a batch, and the types of their numbers."""
-        return {name: array.values.dtype.name for name, array in self._features.items()}
+        types = {name: array.values.dtype.name for name, array in self._features.items()}
+        return types | (self.corruption.added if self.corruption else {})
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The plan of an epoch: row numbers of every planned batch, in order."""
@@ -214,14 +233,19 @@ class BatchStream:
 
     def parts(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """A planned batch as `num_replicas * micro_batches` padded parts, those of the first replica first."""
-        return self._split(pad_batch(self._features, rows), rows, range(self.num_replicas))
+        return self._split(pad_batch(self._features, rows), rows, range(self.num_replicas), (0, 0))
 
-    def _split(self, batch: dict[str, np.ndarray], rows: np.ndarray, replicas: range) -> list[dict[str, np.ndarray]]:
-        """The parts of some replicas; those of the others are not made."""
+    def _split(
+        self, batch: dict[str, np.ndarray], rows: np.ndarray, replicas: range, keys: tuple[int, int]
+    ) -> list[dict[str, np.ndarray]]:
+        """The parts of some replicas; those of the others are not made. The keys are seed and epoch."""
         parts = np.array_split(np.arange(len(rows)), self.num_replicas * self.micro_batches)
         mine = parts[replicas.start * self.micro_batches : replicas.stop * self.micro_batches]
         return [
-            self._cut(batch, rows, part[0], part[-1] + 1) if len(part) else self._nothing(batch, rows) for part in mine
+            self._corrupt(self._cut(batch, rows, part[0], part[-1] + 1), rows[part], keys)
+            if len(part)
+            else self._nothing(batch, rows)
+            for part in mine
         ]
 
     def _cut(self, batch: dict[str, np.ndarray], rows: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -229,8 +253,12 @@ class BatchStream:
         longest = self.examples.lengths[rows[start:stop]].max(axis=0)
         return {name: batch[name][start:stop, :end] for name, end in zip(self._features, longest, strict=True)}
 
+    def _corrupt(self, part: dict[str, np.ndarray], rows: np.ndarray, keys: tuple[int, int]) -> dict[str, np.ndarray]:
+        return part if self.corruption is None else self.corruption(part, rows, *keys)
+
     def _nothing(self, batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.zeros_like(array) for name, array in self._cut(batch, rows, 0, 1).items()}
+        padding = {name: np.zeros_like(array) for name, array in self._cut(batch, rows, 0, 1).items()}
+        return self._corrupt(padding, rows[:1], (0, 0))
 
     def _elements(
         self, window: list[np.ndarray], epoch: int, step: int, replicas: range
@@ -239,7 +267,8 @@ class BatchStream:
         batches = [pad_batch(self._features, rows) for rows in window]
         if self.augmentation is not None:
             batches = [self.augmentation(batch, rows, epoch, step) for batch, rows in zip(batches, window, strict=True)]
-        parts = [self._split(batch, rows, replicas) for batch, rows in zip(batches, window, strict=True)]
+        keys = (self.seed, epoch)
+        parts = [self._split(batch, rows, replicas, keys) for batch, rows in zip(batches, window, strict=True)]
         missing = (self.accumulation.greatest - len(window)) * self.micro_batches
         nothing = (self._nothing(batches[0], window[0]),) * missing
         for replica in range(len(replicas)):

@@ -118,8 +118,17 @@ def normalize(text: str, settings: CleaningSettings) -> str:
     return " ".join(text.split()) if settings.collapse_spaces else text
 
 
+def normalize_document(text: str, settings: CleaningSettings) -> str:
+    """A document whose lines are normalised one by one; those with nothing but space are left out."""
+    return "\n".join(line for part in text.split("\n") if (line := normalize(part, settings)).strip())
+
+
 def find_fault(
-    record: Record, settings: CleaningSettings, parallel_fields: Sequence[str], verbatim_fields: Sequence[str] = ()
+    record: Record,
+    settings: CleaningSettings,
+    parallel_fields: Sequence[str],
+    verbatim_fields: Sequence[str] = (),
+    document_fields: Sequence[str] = (),
 ) -> str | None:
     """The first reason that a normalised record gives by itself, None if it is sound."""
     if not all(text.strip() for text in record.values()):
@@ -127,7 +136,8 @@ def find_fault(
     lengths = [len(text) for field, text in record.items() if field not in verbatim_fields]
     if any(length < settings.min_characters for length in lengths):
         return "too_short"
-    if any(length > settings.max_characters for length in lengths):
+    of_any_length = {*verbatim_fields, *document_fields}
+    if any(len(text) > settings.max_characters for field, text in record.items() if field not in of_any_length):
         return "too_long"
     parallel = [len(record[field]) for field in parallel_fields]
     if parallel and settings.max_length_ratio is not None and max(parallel) > settings.max_length_ratio * min(parallel):
@@ -163,6 +173,7 @@ class Cleaner:
     Args:
         parallel_fields: whose texts say the same, so that `max_length_ratio` compares their lengths.
         verbatim_fields: whose texts stay as they are, however long.
+        document_fields: whose texts keep the ends of their lines, and may have any length.
         fault_of: a further reason that a record gives by itself, one of `REASONS`; None if it is sound.
         label_field: which `max_records_per_label` counts; None for records without labels, of which all are kept.
     """
@@ -174,15 +185,22 @@ class Cleaner:
         verbatim_fields: Sequence[str] = (),
         fault_of: Callable[[Record], str | None] = lambda record: None,
         label_field: str | None = None,
+        document_fields: Sequence[str] = (),
     ) -> None:
         self._parallel_fields, self._verbatim_fields = parallel_fields, verbatim_fields
-        self._fault_of, self._label_field = fault_of, label_field
+        self._document_fields, self._fault_of, self._label_field = document_fields, fault_of, label_field
         self.report = CleaningReport()
         self._settings = settings
         self._seen: dict[str, RecordSet] = {}
 
+    def _normalize(self, field: str, text: str) -> str:
+        """The text of a field, as its kind of field asks for."""
+        if field in self._verbatim_fields:
+            return text
+        return (normalize_document if field in self._document_fields else normalize)(text, self._settings)
+
     def _find_fault(self, record: Record, split: str) -> str | None:
-        fault = find_fault(record, self._settings, self._parallel_fields, self._verbatim_fields)
+        fault = find_fault(record, self._settings, self._parallel_fields, self._verbatim_fields, self._document_fields)
         try:
             return fault or self._fault_of(record)
         except UserError as error:
@@ -225,10 +243,7 @@ class Cleaner:
         self._seen[split] = RecordSet()
         for raw in records:
             report.read += 1
-            record = {
-                name: text if name in self._verbatim_fields else normalize(text, self._settings)
-                for name, text in raw.items()
-            }
+            record = {name: self._normalize(name, text) for name, text in raw.items()}
             reason = self._find_fault(record, split) or self._find_repetition(record, split)
             if reason:
                 report.note(reason, record, drop=split == "train")
@@ -245,4 +260,5 @@ def build_cleaner(settings: CleaningSettings, task_class: Any) -> Cleaner:
         task_class.verbatim_fields,
         task_class.fault_of,
         task_class.label_field,
+        task_class.document_fields,
     )

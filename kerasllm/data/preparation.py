@@ -15,6 +15,7 @@ from kerasllm.data.settings import (
     BuiltInSettings,
     CleaningSettings,
     DataSettings,
+    DocumentsSettings,
     NoDataSettings,
     ParallelTextSettings,
     SquadSettings,
@@ -85,6 +86,8 @@ def find_fields(data: DataSettings, task_class: Any) -> tuple[str, ...]:
             place, name = ("name", data.name) if isinstance(data, BuiltInSettings) else ("source", data.source)
             raise UserError(f"data.{place}: {name} has {', '.join(found)}, but the task needs {', '.join(needed)}")
         return tuple(field for field in known if field in found)
+    if isinstance(data, DocumentsSettings) and set(found) != set(needed):
+        raise UserError(f"data.source: documents have {', '.join(found)}, but the task needs {', '.join(needed)}")
     section = "train" if isinstance(data, ParallelTextSettings) else "columns"
     for field in found:
         if field not in known:
@@ -144,6 +147,7 @@ def _train_tokenizer(
     settings: TokenizerSettings,
     fields: Sequence[str],
     data_dir: Path | None,
+    with_mask: bool,
 ) -> "Tokenizer":
     from kerasllm.data.tokenizers import train_tokenizer
 
@@ -155,7 +159,7 @@ def _train_tokenizer(
     texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
-        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir)
+        return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir, with_mask)
 
 
 def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
@@ -183,7 +187,8 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
         labels = _learn_labels(directory, recipe)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts or (isinstance(recipe.data, NoDataSettings) and task_class.text_fields):
-        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)
+        with_mask = task_class.needs_mask
+        tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir, with_mask)
     return Vocabulary(tokenizer, labels)
 
 

@@ -120,6 +120,56 @@ class ConllSettings(FileSettings):
     """How the file writes entities down, see `data/tag_schemes.py`; the records have BIO in any case."""
 
 
+class DocumentsSettings(SplitSettings):
+    """Text files with documents of any length; each is one record with the field `text`, a line a paragraph."""
+
+    source: Literal["documents"]
+    train: str | tuple[str, ...]
+    """File or files, relative to the data directory; `.gz` is unpacked while reading. No document reaches over two."""
+    validation: str | tuple[str, ...] | float | None = None
+    """File or files, or the share of the training documents that is split off; which follows from their texts."""
+    test: str | tuple[str, ...] | float | None = None
+    """The same."""
+    document_start: str | None = None
+    """A regular expression: a document begins with each line that it is found in; null: blank lines are in between."""
+    escapes: Literal["none", "wikitext"] = "none"
+    """`wikitext` turns ` @-@ `, ` @,@ ` and ` @.@ ` back into the character, and `<unk>` into `[UNK]`."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return ("text",)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Split -> the share of the training documents that belongs to it."""
+        return {split: share for split in ("validation", "test") if isinstance(share := getattr(self, split), float)}
+
+    def files(self, split: str) -> tuple[str, ...]:
+        """The files that the documents of a split stand in."""
+        files = self.train if split in self.shares else getattr(self, split)
+        return (files,) if isinstance(files, str) else files
+
+    @field_validator("document_start")
+    @classmethod
+    def _check_expression(cls, expression: str | None) -> str | None:
+        try:
+            re.compile(expression or "")
+        except re.error as error:
+            raise ValueError(f"'{expression}' is no regular expression: {error}") from error
+        return expression
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "DocumentsSettings":
+        shares = self.shares.values()
+        if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
+            raise ValueError("the shares of validation and test must be above 0, and together below 1")
+        for split in self.splits:
+            if not self.files(split):
+                raise ValueError(f"{split} names no file")
+        return self
+
+
 class TfdsSettings(SplitSettings):
     """A dataset of TensorFlow Datasets, by its name."""
 
@@ -139,6 +189,7 @@ BUILT_IN_FIELDS = {
     "date_languages": ("text", "label"),
     "date_mentions": ("words", "tags"),
     "digits": ("image", "label"),
+    "python_docs": ("text",),
     "slopes": ("slope_x", "slope_y"),
 }
 """Built-in set -> the fields of its records."""
@@ -148,9 +199,9 @@ class BuiltInSettings(SplitSettings):
     """A set that is generated on this machine, the same for the same seed."""
 
     source: Literal["built_in"]
-    name: Literal["dates", "date_languages", "date_mentions", "digits", "slopes"]
+    name: Literal["dates", "date_languages", "date_mentions", "digits", "python_docs", "slopes"]
     train: int = Field(ge=1)
-    """Number of records."""
+    """Number of records; of `python_docs`, which differ between versions of Python, at most."""
     validation: int | None = Field(default=None, ge=1)
     test: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -219,6 +270,7 @@ DataSettings = Annotated[
     | TableSettings
     | ConllSettings
     | SquadSettings
+    | DocumentsSettings
     | TfdsSettings
     | BuiltInSettings
     | NoDataSettings,
@@ -231,11 +283,11 @@ class CleaningSettings(Settings):
 
     normalize_unicode: Literal["NFC", "NFKC", "none"] = "NFC"
     collapse_spaces: bool = True
-    """Any run of white space becomes one space, none stays at the ends."""
+    """Any run of white space becomes one space, none stays at the ends. Documents keep the ends of their lines."""
     min_characters: int = Field(default=1, ge=1)
     """Shortest text of a field, in characters."""
     max_characters: int = Field(default=2000, ge=1)
-    """Longest text of a field, in characters."""
+    """Longest text of a field, in characters. Documents may have any length."""
     max_length_ratio: float | None = Field(default=9.0, ge=1)
     """Longest by shortest of the texts of a record that say the same, such as source and target of a translation, in
     characters; null keeps every ratio."""

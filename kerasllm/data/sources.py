@@ -2,21 +2,24 @@
 
 import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from hashlib import blake2b
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kerasllm.data.conll import TAGS, read_conll
+from kerasllm.data.documents import split_documents
 from kerasllm.data.settings import (
     BuiltInSettings,
     ConllSettings,
     DataSettings,
+    DocumentsSettings,
     FileSettings,
     ParallelTextSettings,
     SquadSettings,
@@ -33,6 +36,7 @@ BUILT_IN_LIBRARIES = {
     "date_languages": ["babel"],
     "date_mentions": ["babel"],
     "digits": ["scikit-learn"],
+    "python_docs": [],
     "slopes": [],
 }
 """Built-in set, which is also its file here -> the libraries that it depends on."""
@@ -121,6 +125,8 @@ def _generate(data: BuiltInSettings, split: str) -> Iterator[Record]:
         from kerasllm.data.digits import generate_digits as generate  # scikit-learn takes a second to load
     elif data.name == "slopes":
         from kerasllm.data.slopes import generate_slopes as generate
+    elif data.name == "python_docs":
+        from kerasllm.data.python_docs import generate_python_docs as generate
     elif data.name == "date_languages":
         from kerasllm.data.date_languages import generate_date_languages as generate
     elif data.name == "date_mentions":
@@ -161,8 +167,19 @@ def _without_tags(record: Record, data: TableSettings | ConllSettings) -> Record
     return record
 
 
+def _read_documents(data: DocumentsSettings, split: str, paths: Mapping[str, Path]) -> Iterator[Record]:
+    """The documents of the files, or of the share of the training files that makes up a split."""
+    texts = chain.from_iterable(
+        split_documents(read_lines(path), data.document_start, data.escapes) for path in paths.values()
+    )
+    records = ({"text": text} for text in texts)
+    if not data.shares or not (split == "train" or split in data.shares):
+        return records
+    return (record for record in records if share_of(record, data.shares) == split)
+
+
 def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[str, Path]:
-    """The local files of a split, by field for parallel texts; {} where there are none.
+    """The local files of a split, by field for parallel texts, by number for documents; {} where there are none.
 
     Raises:
         UserError: one of them is missing.
@@ -173,6 +190,8 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
         return {"table": _locate(data.train if split in data.shares else getattr(data, split), data_dir)}
     if isinstance(data, SquadSettings):
         return {"squad": _locate(getattr(data, split).file, data_dir)}
+    if isinstance(data, DocumentsSettings):
+        return {str(number): _locate(file, data_dir) for number, file in enumerate(data.files(split))}
     return {}
 
 
@@ -180,6 +199,8 @@ def source_fingerprint(data: DataSettings, data_dir: Path | None) -> dict[str, s
     """What the records depend on besides the settings: the contents of the files, or the version of their writer."""
     if isinstance(data, BuiltInSettings):
         versions = {library: importlib.metadata.version(library) for library in BUILT_IN_LIBRARIES[data.name]}
+        if data.name == "python_docs":
+            versions = {"python": f"{platform.python_version()} {sys.platform}"}
         files = [data.name, *BUILT_IN_FROM.get(data.name, [])]
         return {**versions, **{name: sha256_of_file(Path(__file__).with_name(f"{name}.py")) for name in files}}
     if isinstance(data, TfdsSettings):
@@ -216,6 +237,8 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
         records = _read_split(data, split, paths["table"])
     elif isinstance(data, SquadSettings):
         records = read_squad(paths["squad"], getattr(data, split).articles, data.on_missing_answer == "error")
+    elif isinstance(data, DocumentsSettings):
+        records = _read_documents(data, split, paths)
     else:
         records = _read_tfds(data, split, data_dir)
     first = next(records, None)

@@ -22,6 +22,11 @@ from kerasllm.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 UNKNOWN_TEXT = "⁇"
+MASK_TOKEN = "[MASK]"
+"""What stands in a text for a hidden token, for tokenizers that have a token for it."""
+_MASK_CHARACTER = "\ue000"
+"""Stands for the mask inside SentencePiece: of private use, so no normalization changes it."""
+_SPACE = "▁"
 DESCRIPTION = "tokenizer.json"
 # All that Python's str.split() takes for white space, in the language of RE2.
 _WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\p{Z}]+"
@@ -44,6 +49,8 @@ class Tokenizer(tf.Module):
     start_id = 1
     end_id = 2
     unknown_id = 3
+    mask_id: int | None = None
+    """Of the token that `[MASK]` in a text becomes; None if there is none."""
 
     def __init__(self, vocabulary_size: int, normalization: dict) -> None:
         super().__init__()
@@ -55,6 +62,20 @@ class Tokenizer(tf.Module):
 
     @abstractmethod
     def _detokenize(self, token_ids: tf.RaggedTensor) -> tf.Tensor: ...
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Of the tokens that stand for no text."""
+        ids = [self.pad_id, self.start_id, self.end_id, self.unknown_id]
+        return ids if self.mask_id is None else [*ids, self.mask_id]
+
+    def word_parts(self) -> tuple[list[str], list[bool]]:
+        """Of each id the text that it stands for, and whether that goes on with the word of the token before.
+
+        Raises:
+            NotImplementedError: the kind has no mask, and so nobody who asks.
+        """
+        raise NotImplementedError
 
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """string [B] -> int32 [B, None], without special tokens."""
@@ -88,17 +109,36 @@ class SubwordTokenizer(Tokenizer):
 
     Args:
         model: the bytes of a trained SentencePiece model; they become part of the graph.
+        has_mask: whether it was trained with a token for `[MASK]`.
     """
 
-    def __init__(self, model: bytes, normalization: dict) -> None:
+    def __init__(self, model: bytes, normalization: dict, has_mask: bool = False) -> None:
         self._sentencepiece = tf_text.SentencepieceTokenizer(model=model)
         super().__init__(int(self._sentencepiece.vocab_size()), normalization)
+        if has_mask:
+            self.mask_id = int(self._sentencepiece.string_to_id(_MASK_CHARACTER))
+            self._space_id = int(self._sentencepiece.string_to_id(_SPACE))
+
+    def word_parts(self) -> tuple[list[str], list[bool]]:
+        pieces = self._sentencepiece.id_to_string(tf.range(self.vocabulary_size)).numpy()
+        pieces = [MASK_TOKEN if index == self.mask_id else piece.decode() for index, piece in enumerate(pieces)]
+        return [piece.removeprefix(_SPACE) for piece in pieces], [not piece.startswith(_SPACE) for piece in pieces]
+
+    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        if self.mask_id is None:
+            return super().tokenize(texts)
+        token_ids = super().tokenize(tf.strings.regex_replace(texts, r"\[MASK\]", _MASK_CHARACTER))
+        # A space is part of the token after it, so of a hidden one nothing is to be seen.
+        after = tf.concat([token_ids[:, 1:], tf.zeros_like(token_ids[:, :1])], axis=1)
+        is_left = (token_ids.flat_values == self._space_id) & (after.flat_values == self.mask_id)
+        return tf.ragged.boolean_mask(token_ids, token_ids.with_flat_values(~is_left))
 
     def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._sentencepiece.tokenize(texts)
 
     def _detokenize(self, token_ids: tf.RaggedTensor) -> tf.Tensor:
-        return self._sentencepiece.detokenize(token_ids)
+        texts = self._sentencepiece.detokenize(token_ids)
+        return texts if self.mask_id is None else tf.strings.regex_replace(texts, _MASK_CHARACTER, MASK_TOKEN)
 
 
 class ListTokenizer(Tokenizer):
@@ -141,10 +181,14 @@ class WordpieceTokenizer(Tokenizer):
         self.vocabulary = vocabulary
         ids = {token: index for index, token in enumerate(vocabulary.tokens)}
         self.unknown_id, self.start_id, self.end_id = ids[UNKNOWN_TOKEN], ids["[CLS]"], ids["[SEP]"]
-        self.mask_id = ids["[MASK]"]
+        self.mask_id = ids[MASK_TOKEN]
         self._wordpiece = Wordpiece(vocabulary.tokens, **vocabulary.normalization())
         shown = [UNKNOWN_TEXT if token == UNKNOWN_TOKEN else token for token in vocabulary.tokens]
         self._entries = tf.constant(shown)
+
+    def word_parts(self) -> tuple[list[str], list[bool]]:
+        tokens = self.vocabulary.tokens
+        return [each.removeprefix(CONTINUATION) for each in tokens], [each.startswith(CONTINUATION) for each in tokens]
 
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._wordpiece.tokenize(texts)
@@ -230,7 +274,9 @@ def _train_sentencepiece(words: dict[bytes, int], settings: TokenizerSettings, *
     return model.SerializeToString(deterministic=True)
 
 
-def _train_subwords(settings: TokenizerSettings, counts: Counter[bytes], collapse_spaces: bool) -> bytes:
+def _train_subwords(
+    settings: TokenizerSettings, counts: Counter[bytes], collapse_spaces: bool, with_mask: bool
+) -> bytes:
     """The SentencePiece model for words with these counts.
 
     Raises:
@@ -243,6 +289,9 @@ def _train_subwords(settings: TokenizerSettings, counts: Counter[bytes], collaps
     ):  # then SentencePiece puts no space before the first word, and learns that of the others here
         words = {b" " + word: count for word, count in words.items()}
     options = {"add_dummy_prefix": collapse_spaces, "remove_extra_whitespaces": collapse_spaces}
+    if with_mask:
+        options["user_defined_symbols"] = [_MASK_CHARACTER]
+        characters = [each for each in characters if each != _MASK_CHARACTER]
     if settings.character_coverage == 1:
         options["required_chars"] = "".join(characters)
     try:
@@ -286,7 +335,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if description["kind"] == "wordpiece":
         return WordpieceTokenizer(read_vocabulary(str(directory)))
     if description["kind"] == "subwords":
-        return SubwordTokenizer(vocabulary, description["normalization"])
+        return SubwordTokenizer(vocabulary, description["normalization"], description.get("has_mask", False))
     return ListTokenizer(description["kind"], json.loads(vocabulary), description["normalization"])
 
 
@@ -307,6 +356,7 @@ def train_tokenizer(
     texts: Iterable[str],
     directory: Path,
     data_dir: Path | None = None,
+    with_mask: bool = False,
 ) -> Tokenizer:
     """Learn a vocabulary, or take a published one or that of a run, write it to `directory` with its description, and
     load it.
@@ -315,12 +365,16 @@ def train_tokenizer(
         cleaning: how the texts were normalised, to be repeated in the graph.
         texts: all of them are used, but for a published vocabulary; the caller bounds their number.
         data_dir: what the path of a published vocabulary, or of a run, is relative to.
+        with_mask: whether there must be a token for `[MASK]`, which wordpiece has in any case.
 
     Raises:
-        UserError: see `read_vocabulary` and the functions that learn; or the tokenizer of the run is of another kind.
+        UserError: see `read_vocabulary` and the functions that learn; the tokenizer of the run is of another kind, or
+            the kind can have no mask.
     """
     if settings.run is not None:
         return _copy_tokenizer(settings, directory, data_dir)
+    if with_mask and settings.kind not in ("wordpiece", "subwords"):
+        raise UserError(f"tokenizer.kind: {settings.kind} has no token for {MASK_TOKEN}; use wordpiece or subwords")
     normalization = {
         "normalize_unicode": cleaning.normalize_unicode,
         "collapse_spaces": cleaning.collapse_spaces,
@@ -332,7 +386,7 @@ def train_tokenizer(
         normalization = published.normalization()
     elif settings.kind == "subwords":
         counts = _count_tokens(texts, "words", normalization)
-        file, vocabulary = "subwords.model", _train_subwords(settings, counts, cleaning.collapse_spaces)
+        file, vocabulary = "subwords.model", _train_subwords(settings, counts, cleaning.collapse_spaces, with_mask)
     else:
         counts = _count_tokens(texts, settings.kind, normalization)
         file, vocabulary = "vocabulary.json", _choose_entries(settings, counts)
@@ -342,6 +396,8 @@ def train_tokenizer(
         "sha256": hashlib.sha256(vocabulary).hexdigest(),
         "normalization": normalization,
     }
+    if settings.kind == "subwords" and with_mask:
+        description["has_mask"] = True
     directory.mkdir(parents=True, exist_ok=True)
     (directory / file).write_bytes(vocabulary)
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -61,8 +61,8 @@ def next_version(to: Path) -> Path:
 
 
 def sample_texts(run: TrainedRun) -> list[tuple[str, ...]]:
-    """What to verify with, a text for each input of the task: records of the validation split, if they are still in the
-    cache of `prepare`, and then odd texts."""
+    """What to verify with, a text for each input of the task: what an evaluation asks of the validation split, if that
+    is still in the cache of `prepare`, and then odd texts."""
     manifest = json.loads(run.directory.manifest_path.read_text(encoding="utf-8"))
     directory = cache_directory() / manifest["prepared"]
     fields = run.task.inputs.values()
@@ -70,8 +70,8 @@ def sample_texts(run: TrainedRun) -> list[tuple[str, ...]]:
     if directory.is_dir() and Prepared(directory).splits:
         prepared = Prepared(directory)
         split = "validation" if "validation" in prepared.splits else "train"
-        texts = prepared.examples(split).texts
-        records = list(islice(zip(*(texts[field] for field in fields), strict=True), NUM_SENTENCES))
+        columns, _ = run.task.questions(prepared.examples(split).texts)
+        records = list(islice(zip(*columns, strict=True), NUM_SENTENCES))
     # In a further input the odd texts come in another order.
     odd = [tuple(ODD_TEXTS[(i + 2 * j) % len(ODD_TEXTS)] for j in range(len(fields))) for i in range(len(ODD_TEXTS))]
     return [*records, *odd]
@@ -121,7 +121,8 @@ def answer_in_fresh_process(directory: Path, requests: Sequence[dict[str, Any]])
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
         reason = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
         raise UserError(f"not published: the exported model does not run in a fresh process: {reason}")
-    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+    # An answer may hold line ends of Unicode, such as U+2028, which JSON leaves as they are.
+    return [json.loads(line) for line in done.stdout.decode().removesuffix("\n").split("\n")]
 
 
 def is_same(expected: Any, actual: Any) -> bool:

@@ -81,6 +81,7 @@ class ClassifyByCloze(Task):
     reference = "label"
     label_field = "label"
     text_fields = ("text", "other_text")
+    needs_mask = True
     metric_names = (
         "accuracy",
         *(f"{name}_{average}" for name in ("f1", "precision", "recall") for average in ("macro", "micro")),

@@ -12,6 +12,7 @@ answer      {"vector": [0.1, -0.3, ...]}                     of one text
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -206,6 +207,10 @@ class Pairs:
 
     def __init__(self, task: Embed):
         self.task = task
+
+    def questions(self, texts: Mapping[str, Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+        """The texts of a split by field -> those of each pair, and the numbers that they are measured against."""
+        return [list(texts[field]) for field in self.inputs.values()], list(texts[self.task.reference])
 
     def answer(self, texts: tf.Tensor, other_texts: tf.Tensor) -> dict[str, tf.Tensor]:
         """string [B] twice -> `similarity` float32 [B], the cosine of their vectors, -1 to 1."""

@@ -12,6 +12,7 @@ answer      {"entities": "EU/ORG | German/MISC", "tags": ["B-ORG", "O", "B-MISC"
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kerasllm.data.tag_schemes import OUTSIDE, allowed_by_bio, split_tag, to_bio
@@ -306,9 +307,10 @@ class Tag(Task):
             )
         return "BertForTokenClassification", {"classifier": self.model.head}, self.vocabulary.labels
 
-    def questions(self, columns: list[list[str]]) -> list[list[str]]:
-        """The words of records, with TAB between them: each gets its tag, whatever punctuation it has."""
-        return [["".join(f"{word}\t" for word in text.split()) for text in column] for column in columns]
+    def questions(self, texts: Mapping[str, Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+        """The words of records, with TAB after each: it gets its tag, whatever punctuation it has; and their tags."""
+        asked = ["".join(f"{word}\t" for word in text.split()) for text in texts["words"]]
+        return [asked], list(texts["tags"])
 
     def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """How good answers to the words of records are.

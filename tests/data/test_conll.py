@@ -169,7 +169,7 @@ def test_lists_of_something_else(tmp_path, word, shown):
 
 def test_what_a_file_holds(tmp_path):
     (tmp_path / "a.csv").write_text(FILE)
-    assert guess_format(tmp_path / "a.csv") == "conll", "its content counts"
+    assert guess_format(tmp_path / "a.csv") == "tagged words", "its content counts"
     found = look_at(tmp_path / "a.csv")
     assert (found.scheme, found.lengths) == ("iob1", [17, 21, 1])
     assert found.entities == {"ORG": 3, "MISC": 1, "LOC": 1}

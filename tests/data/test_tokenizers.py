@@ -211,3 +211,30 @@ def test_export_holds_all_that_it_needs(directory, tmp_path):
     expected = {kind: texts_of(answers) for kind, answers in round_trips(tf.constant(texts)).items()}
     assert json.loads(result.stdout) == expected
     assert expected["characters"] == ["Ein Mann klettert über die Straße.", "Die Brücke", ""]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_subwords_have_a_mask_where_it_is_asked_for(tmp_path, lowercase):
+    settings = TokenizerSettings(max_vocabulary_size=200, lowercase=lowercase)
+    plain = train_tokenizer(settings, CleaningSettings(), TEXTS, tmp_path / "plain")
+    assert plain.mask_id is None
+    assert "has_mask" not in (tmp_path / "plain" / "tokenizer.json").read_text()
+    texts = [*TEXTS, "a [MASK] \ue000 and [mask]"]
+    train_tokenizer(settings, CleaningSettings(), texts, tmp_path / "masked", with_mask=True)
+    masked = load_tokenizer(tmp_path / "masked")
+    assert masked.special_ids == [0, 1, 2, 3, masked.mask_id]
+    ids = masked.tokenize(tf.constant(["[MASK]", " [MASK]  [MASK]a", "[mask]", ""])).to_list()
+    assert ids[0] == [masked.mask_id]
+    assert ids[1][:2] == [masked.mask_id] * 2
+    assert masked.mask_id not in ids[2] + ids[1][2:]
+    assert ids[3] == []
+    assert masked.detokenize(tf.ragged.constant(ids)).numpy()[0] == b"[MASK]"
+    parts, goes_on = masked.word_parts()
+    words = masked.tokenize(tf.constant([TEXTS[0]])).to_list()[0]
+    found = "".join(parts[i] if goes_on[i] else f" {parts[i]}" for i in words).strip()
+    assert found == masked.detokenize(tf.constant([words])).numpy()[0].decode()
+
+
+def test_a_mask_is_refused_where_there_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.kind: characters has no token for \[MASK\]; use wordpiece or"):
+        train_tokenizer(TokenizerSettings(kind="characters"), CleaningSettings(), TEXTS, tmp_path, with_mask=True)

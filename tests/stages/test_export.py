@@ -17,6 +17,7 @@ from kerasllm.run_directory import RunDirectory
 from kerasllm.serving import saved_model
 from kerasllm.stages import export as stage
 from kerasllm.stages.predict import predict
+from kerasllm.task import Task
 from kerasllm.trained_run import answer_texts, load_run
 from kerasllm.training.checkpoints import Checkpoint, Checkpoints
 
@@ -24,10 +25,11 @@ SAMPLE_TEXTS = stage.sample_texts
 TEXTS = ["5. März 2021", "on the 3rd", "a", "bb a", "", "日本", "bb bb bb bb", "a a", "b"]
 
 
-class EchoTask:
+class EchoTask(Task):
     """Repeats a text character by character in a loop; the score is a sum over embeddings of a Keras layer."""
 
     inputs = {"text": "source"}
+    reference = None
 
     def __init__(self, tokenizer):
         import keras
@@ -301,3 +303,11 @@ def test_a_classifier_of_pairs_answers_as_before_it_was_exported(tokenizer, tmp_
             assert column == saved_model.to_json(values.numpy())
         else:
             np.testing.assert_allclose(column, values, atol=1e-4)
+
+
+def test_answers_may_hold_line_ends_of_unicode(tmp_path, monkeypatch):
+    reply = {"outputs": {"text": ["a\u2028b\x85c"]}}
+    line = json.dumps(reply, ensure_ascii=False) + "\n"
+    done = SimpleNamespace(returncode=0, stdout=2 * line.encode(), stderr=b"")
+    monkeypatch.setattr(stage.subprocess, "run", lambda *arguments, **options: done)
+    assert stage.answer_in_fresh_process(tmp_path, [{}, {}]) == [reply, reply]
