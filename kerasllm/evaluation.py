@@ -84,12 +84,14 @@ class Evaluator:
 
         Returns:
             The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each record,
-            in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer.
+            in the order of the split, its inputs, `reference`, `prediction`, and the further outputs of the answer but
+            for those that are the same in each.
         """
         answers = self.answers = answer_texts(self.task, self.columns, description)
         rows = []
         for answer, reference, *inputs in zip(answers, self.references, *self.columns, strict=True):
             (_, prediction), *others = answer.items()
+            others = [(name, value) for name, value in others if name not in self.task.unvaried_outputs]
             row = dict(zip(self.fields, inputs, strict=True))
             rows.append({**row, "reference": reference, "prediction": prediction, **dict(others)})
         loss, tokens = self.loss_sum()

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 3
 """Raise it when the same sources and settings come to give other files."""
 _CHUNK_RECORDS = 1024
+_TRACED_FROM_RECORDS = 20 * _CHUNK_RECORDS
 
 
 class Recipe(Protocol):
@@ -93,6 +96,15 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
+def _read_split(recipe: Recipe, split: str, data_dir: Path | None) -> Iterator[Record]:
+    """The records of a split as the task reads them."""
+    for number, record in enumerate(read_records(recipe.data, split, data_dir), start=1):
+        try:
+            yield recipe.task_class.read_record(recipe, record)
+        except UserError as error:
+            raise UserError(f"data.{split}: record {number}: {error}") from error
+
+
 def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
     """Read and clean every split, `train` last, and store its texts."""
     data, cleaner = recipe.data, Cleaner(recipe.cleaning, recipe.task_class.parallel_fields)
@@ -103,7 +115,7 @@ def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_di
                 for field in fields
             }
             bar = stack.enter_context(progress(f"read and clean {split}", unit="records"))
-            for chunk in _chunks(cleaner.clean(split, read_records(data, split, data_dir))):
+            for chunk in _chunks(cleaner.clean(split, _read_split(recipe, split, data_dir))):
                 for field, writer in writers.items():
                     writer.append_texts(record[field] for record in chunk)
                 bar.advance(len(chunk))
@@ -168,26 +180,56 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
     return Vocabulary(tokenizer, labels)
 
 
-def _write_features(directory: Path, split: str, fields: Sequence[str], task: Any) -> dict[str, str]:
-    """Turn the stored texts of a split into features and store these; returns their names and types."""
+def _encoder(task: Any, fields: Sequence[str], num_records: int) -> Callable[..., dict[str, Any]]:
+    """`task.encode`; as a graph, where it can be one and there are enough records for the second that this takes."""
     import tensorflow as tf
 
+    if not task.encodes_as_graph or num_records < _TRACED_FROM_RECORDS:
+        return task.encode
+    signature = {field: tf.TensorSpec([None], tf.string, name=field) for field in fields}
+    return tf.function(task.encode, input_signature=[signature], autograph=False)
+
+
+def _encode_chunks(
+    encode: Callable[..., dict[str, Any]], fields: Sequence[str], chunks: Iterator[tuple[list[str], ...]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of records and the features of each chunk of texts, in order; as many chunks are worked on at a time
+    as there are cores, and no more are read ahead."""
+    import tensorflow as tf
+
+    def encode_chunk(columns: tuple[list[str], ...]) -> tuple[int, dict[str, Any]]:
+        return len(columns[0]), encode(dict(zip(fields, map(tf.constant, columns), strict=True)))
+
+    num_cores = os.cpu_count() or 1
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(num_cores) as pool:
+        for columns in chunks:
+            waiting.append(pool.submit(encode_chunk, columns))
+            if len(waiting) > num_cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write_features(
+    directory: Path, split: str, fields: Sequence[str], encode: Callable[..., dict[str, Any]]
+) -> dict[str, str]:
+    """Turn the stored texts of a split into features and store these; returns their names and types."""
     texts = [RaggedTexts(text_path(directory, split, field)) for field in fields]
+    chunks = zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True)
     writers: dict[str, RaggedWriter] = {}
     num_records = 0
     with ExitStack() as stack, progress(f"tokenize {split}", total=len(texts[0]), unit="records") as bar:
-        for columns in zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True):
-            columns = dict(zip(fields, map(tf.constant, columns), strict=True))
-            features = task.encode(columns)
+        for size, features in _encode_chunks(encode, fields, chunks):
             if RECORD in features:
                 features[RECORD] += num_records
-            num_records += len(columns[fields[0]])
+            num_records += size
             for name, rows in features.items():
                 if name not in writers:
                     writer = RaggedWriter(feature_path(directory, split, name), rows.dtype.name)
                     writers[name] = stack.enter_context(writer)
                 writers[name].append(rows.flat_values.numpy(), rows.row_lengths().numpy())
-            bar.advance(len(columns[fields[0]]))
+            bar.advance(size)
     return {name: rows.dtype.name for name, rows in features.items()}
 
 
@@ -197,8 +239,9 @@ def _write_prepared(directory: Path, recipe: Recipe, data_dir: Path | None) -> N
     load_tensorflow()
     vocabulary = _learn_vocabulary(directory, recipe, fields, data_dir)
     task = recipe.task_class(recipe, vocabulary)
+    encode = _encoder(task, fields, sum(report[split].kept for split in data.splits))
     for split in data.splits:
-        features = _write_features(directory, split, fields, task)
+        features = _write_features(directory, split, fields, encode)
     manifest = {
         "splits": {split: report[split].kept for split in data.splits},
         "fields": list(fields),

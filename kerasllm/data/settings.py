@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from kerasllm.settings import Settings
 
@@ -53,9 +53,11 @@ class ParallelTextSettings(SplitSettings):
 
 
 class TableSettings(SplitSettings):
-    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet, by extension."""
+    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet."""
 
     source: Literal["table"]
+    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None  # first, because the checks of the files read it
+    """Of all files, whatever they are called; null goes by the extension of each."""
     train: str
     """File, relative to the data directory."""
     validation: str | float | None = None
@@ -66,6 +68,9 @@ class TableSettings(SplitSettings):
     """Field -> name of the column that holds it."""
     header: dict[Literal["train", "validation", "test"], tuple[str, ...]] = {}
     """Split -> names of all columns, for a csv or tsv file whose first line is a record already."""
+    extra_cells: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a row of a csv or tsv file that has more cells than there are columns: it ends the reading, or the
+    cells after the last column are left out. A row with fewer is refused in any case."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -74,14 +79,19 @@ class TableSettings(SplitSettings):
 
     @field_validator("train", "validation", "test")
     @classmethod
-    def _check_extension(cls, file: str | float | None) -> str | float | None:
-        if isinstance(file, str) and table_kind(file) not in TABLE_KINDS:
+    def _check_file(cls, file: str | float | None, others: ValidationInfo) -> str | float | None:
+        if isinstance(file, str) and not others.data.get("format") and table_kind(file) not in TABLE_KINDS:
             raise ValueError(
-                f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz"
+                f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz, or say what "
+                "it is with `format`"
             )
         if isinstance(file, float) and not 0 < file < 1:
             raise ValueError(f"must be a file, or a share of the training file between 0 and 1, found {file:g}")
         return file
+
+    def kind_of(self, file: str) -> str:
+        """How a file is written: one of `TABLE_KINDS`."""
+        return f".{self.format}" if self.format else table_kind(file)
 
     @model_validator(mode="after")
     def _check_shares(self) -> "TableSettings":

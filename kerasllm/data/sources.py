@@ -132,7 +132,8 @@ def share_of(record: Record, shares: Mapping[str, float]) -> str:
 def _read_split(data: TableSettings, split: str, path: Path) -> Iterator[Record]:
     """The records of a file, or of the share of the training file that makes up a split."""
     of_train = split == "train" or split in data.shares
-    records = read_table(path, data.columns, data.header.get("train" if of_train else split))
+    header = data.header.get("train" if of_train else split)
+    records = read_table(path, data.columns, header, data.kind_of(path.name), data.extra_cells)
     if not data.shares or not of_train:
         return records
     return (record for record in records if share_of(record, data.shares) == split)

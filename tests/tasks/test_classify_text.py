@@ -288,6 +288,62 @@ def test_an_attack_reaches_the_embedding(build):
     np.testing.assert_array_equal(weights, [[1], [0]])
 
 
+NAMES = "classification.names={0: bad, 1: good, 2: fair}"
+
+
+def test_labels_are_called_by_their_names(build):
+    task = build(NAMES)
+    assert task.read_record(task.recipe, {"text": "a", "label": " 1 "}) == {"text": "a", "label": "good"}
+    assert task.read_record(task.recipe, {"text": "a", "label": ""}) == {"text": "a", "label": ""}
+    several = build(NAMES, "classification.kind=several_labels")
+    assert several.read_record(several.recipe, {"text": "a", "label": "2, 0"})["label"] == "fair,bad"
+    plain = build()
+    assert plain.read_record(plain.recipe, {"text": "a", "label": "1"})["label"] == "1"
+    assert task.encoding_settings(task.recipe) != plain.encoding_settings(plain.recipe)
+
+
+@pytest.mark.parametrize("text", ["3", "good", "1.0"])
+def test_a_label_without_a_name_is_refused(build, text):
+    recipe = build(NAMES).recipe
+    with pytest.raises(UserError, match=rf"^label '{text}' has no name; add one to .*names, which has 0, 1, 2"):
+        ClassifyText.read_record(recipe, {"text": "a", "label": text})
+
+
+def test_a_name_that_nothing_has_is_refused(build):
+    with pytest.raises(UserError, match=r"names\.7.*: no record of data\.train has the label '7'"):
+        build("classification.names={0: bad, 1: good, 7: odd}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{kind: number, names: {0: bad}}", "names are those of labels, and a number has none"),
+        ("{kind: several_labels, baseline: true}", "a baseline for kind: one_label only, and this is several_labels"),
+        ("{kind: number, baseline: true}", "a baseline for kind: one_label only, and this is number"),
+        ("{kind: several_labels, names: {0: 'a,b'}}", "names.0: 'a,b' cannot be the name of a label"),
+        ("{names: {0: ''}}", "names.0: '' cannot be the name of a label"),
+        ("{names: {0: 1}}", r"names\.0: must be text, found 1"),
+    ],
+)
+def test_settings_that_contradict_themselves(build, settings, message):
+    with pytest.raises(UserError, match=message):
+        build(f"classification={settings}")
+
+
+def test_the_baseline_learns_words_from_the_training_split_alone(build):
+    task = build("classification.baseline=true", PAIR)
+    training = {
+        "text": ["a fine film", "a poor film", "fine", "poor", "so so"],
+        "other_text": ["x", "x", "x", "x", "x"],
+        "label": ["good", "bad", "good", "bad", "fair"],
+    }
+    columns, references = [["fine", "poor", "x", "new"], ["x", "x", "so so", "poor"]], ["good", "bad", "fair", "good"]
+    figures = task.baseline(training, columns, references)
+    assert set(figures) == {"baseline_accuracy", "baseline_f1_macro"}
+    assert figures["baseline_accuracy"] == 0.75
+    assert build().baseline(training, columns, references) == {}
+
+
 def test_r_drop_of_a_number_is_refused(build):
     objective = "training.objective={name: fgm, epsilon: 1.0, around: {name: r_drop, alpha: 1.0}}"
     with pytest.raises(UserError, match=r"training\.objective: r_drop compares probabilities, and a number has none"):
