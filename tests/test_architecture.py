@@ -32,6 +32,7 @@ LEVELS = {
     "evaluation": 4,
     "trained_run": 4,
     "training_run": 4,
+    "teachers": 4,
     "pretrained": 4,
     "incident_report": 4,
     "serving": 4,

@@ -69,8 +69,8 @@ class TableSettings(SplitSettings):
     header: dict[Literal["train", "validation", "test"], tuple[str, ...]] = {}
     """Split -> names of all columns, for a csv or tsv file whose first line is a record already."""
     extra_cells: Literal["refuse", "ignore"] = "refuse"
-    """What becomes of a row of a csv or tsv file that has more cells than there are columns: it ends the reading, or the
-    cells after the last column are left out. A row with fewer is refused in any case."""
+    """What becomes of a row of a csv or tsv file that has more cells than there are columns: it ends the reading, or
+    the cells after the last column are left out. A row with fewer is refused in any case."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -82,8 +82,8 @@ class TableSettings(SplitSettings):
     def _check_file(cls, file: str | float | None, others: ValidationInfo) -> str | float | None:
         if isinstance(file, str) and not others.data.get("format") and table_kind(file) not in TABLE_KINDS:
             raise ValueError(
-                f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz, or say what "
-                "it is with `format`"
+                f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz, or say "
+                "what it is with `format`"
             )
         if isinstance(file, float) and not 0 < file < 1:
             raise ValueError(f"must be a file, or a share of the training file between 0 and 1, found {file:g}")

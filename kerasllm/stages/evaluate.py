@@ -83,10 +83,10 @@ def evaluate(
         overrides: `section.key=value`, such as `generation.beam_size=1`.
 
     Returns:
-        The metrics of the task, and of its `baseline` if the recipe asks for it; `loss` (nats per token, without label smoothing), `perplexity` and the number of
-        `tokens`, over the examples that are not too long for training; how many `sentences` were answered, the
-        `seconds` that this took, `sentences_per_second`, where the `predictions` lie, and the files of the
-        `pictures` that the task draws, if any.
+        The metrics of the task; those of its `baseline`, if the recipe asks for it; `loss` (nats per token, without
+        label smoothing), `perplexity` and the number of `tokens`, over the examples that are not too long for training;
+        how many `sentences` were answered, the `seconds` that this took, `sentences_per_second`, where the
+        `predictions` lie, and the files of the `pictures` that the task draws, if any.
 
     Raises:
         UserError: no such run or split, or data that the run was not trained on.
