@@ -87,8 +87,8 @@ def load_teacher(name: str, recipe: Recipe, task: Task, vocabulary: Path) -> Tas
     differing = [file for file in {**ours, **theirs} if ours.get(file) != theirs.get(file)]
     if differing:
         raise UserError(
-            f"{name}: its {' and '.join(differing)} differ from those that this recipe's data gives; a teacher must "
-            "have learnt the same tokens and labels, from the same data and with the same section `tokenizer`"
+            f"{name}: its {' and '.join(differing)}: not as this recipe's data gives it; a teacher must have learnt "
+            "the same tokens and labels, from the same data and with the same section `tokenizer`"
         )
     return run.task
 
