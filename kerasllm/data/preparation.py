@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +21,7 @@ from kerasllm.data.settings import (
     ParallelTextSettings,
     TokenizerSettings,
 )
-from kerasllm.data.sources import Record, read_records, source_fingerprint
+from kerasllm.data.sources import Record, read_records, source_files, source_fingerprint
 from kerasllm.data.store import MANIFEST, RECORD, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
 from kerasllm.data.vocabulary import TOKENIZER, Vocabulary, check_labels, learn_labels
 from kerasllm.environment import load_tensorflow
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 3
 """Raise it when the same sources and settings come to give other files."""
 _CHUNK_RECORDS = 1024
+_SHOWN_CHARACTERS = 40
 _TRACED_FROM_RECORDS = 20 * _CHUNK_RECORDS
 
 
@@ -102,7 +104,8 @@ def _read_split(recipe: Recipe, split: str, data_dir: Path | None) -> Iterator[R
         try:
             yield recipe.task_class.read_record(recipe, record)
         except UserError as error:
-            raise UserError(f"data.{split}: record {number}: {error}") from error
+            files = "".join(f"{path}: " for path in source_files(recipe.data, split, data_dir).values())
+            raise UserError(f"{files}data.{split}: record {number}: {error}") from error
 
 
 def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> CleaningReport:
@@ -151,9 +154,22 @@ def _train_tokenizer(
         return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir)
 
 
-def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
+def _describe(
+    directory: Path, recipe: Recipe, split: str, fields: Sequence[str], data_dir: Path | None, number: int
+) -> str:
+    """What an error about a stored record begins with: its file, split and number, and how its first text begins."""
+    files = "".join(f"{path}: " for path in source_files(recipe.data, split, data_dir).values())
+    field = next((field for field in fields if field in recipe.task_class.text_fields), None)
+    text = f" ('{RaggedTexts(text_path(directory, split, field))[number - 1][:_SHOWN_CHARACTERS]}')" if field else ""
+    return f"{files}data.{split}: record {number}{text}"
+
+
+def _learn_labels(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> tuple[str, ...]:
     """Number the labels of the training split, and make sure that the others have no others."""
     task_class = recipe.task_class
+
+    def describe(split: str, number: int) -> str:
+        return _describe(directory, recipe, split, fields, data_dir, number)
 
     def labels_of(split: str) -> Iterator[list[str]]:
         texts = RaggedTexts(text_path(directory, split, task_class.label_field))
@@ -161,11 +177,11 @@ def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
             try:
                 yield task_class.labels_in(recipe, text)
             except UserError as error:
-                raise UserError(f"data.{split}: record {number}: {error}") from error
+                raise UserError(f"{describe(split, number)}: {error}") from error
 
     labels = learn_labels(chain.from_iterable(labels_of("train")), directory)
     for split in recipe.data.splits:
-        check_labels(labels, labels_of(split), split)
+        check_labels(labels, labels_of(split), partial(describe, split))
     return labels
 
 
@@ -173,7 +189,7 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
     """The tokenizer and the labels of the training split, as far as the task needs them."""
     task_class, tokenizer, labels = recipe.task_class, None, ()
     if task_class.label_field in fields:
-        labels = _learn_labels(directory, recipe)
+        labels = _learn_labels(directory, recipe, fields, data_dir)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts:
         tokenizer = _train_tokenizer(directory, recipe.cleaning, recipe.tokenizer, texts, data_dir)

@@ -384,8 +384,12 @@ def test_long_and_unlike_texts_are_kept_and_what_is_cut_is_counted(prepare):
 @pytest.mark.parametrize(
     ("content", "overrides", "message"),
     [
-        ("text,label\na,1\nb,x\n", ["classification.kind=number"], r"data\.train: record 2: label 'x' is not a number"),
-        ("text,label\na,nan\n", ["classification.kind=number"], r"data\.train: record 1: label 'nan' is not a number"),
+        (
+            "text,label\na,1\nb,x\n",
+            ["classification.kind=number"],
+            r"a\.csv: data\.train: record 2 \('b'\): label 'x' is not a number",
+        ),
+        ("text,label\na,nan\n", ["classification.kind=number"], r"record 1 \('a'\): label 'nan' is not a number"),
         ("text,label\na,x\nb,x\n", [], r"data\.train: has no other label than 'x'"),
         ("txt,label\na,x\n", [], r"no column 'text'; did you mean 'txt'\? \(the recipe names text, label; the file h"),
         ("text,label\na,x\nb,y\n", ["data.test=a.csv", "data.columns={text: text}"], r"label: is missing; the task"),
