@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasllm.data.preparation import prepare_data
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
 from kerasllm.data.tokenizers import train_tokenizer
-from kerasllm.data.vocabulary import Vocabulary, load_vocabulary
+from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
 from kerasllm.tasks.classify_text import ClassifyText
@@ -359,43 +358,3 @@ def test_too_few_positions_are_refused(build):
 def test_one_label_alone_is_refused(build):
     with pytest.raises(UserError, match=r"data\.train: has no other label than 'good'; there must be two"):
         build(labels=("good",))
-
-
-@pytest.fixture
-def prepare(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERASLLM_CACHE", str(tmp_path / "cache"))
-
-    def prepare(content, *overrides):
-        (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
-        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
-        return prepare_data(load_recipe(tmp_path / "r.yaml", ["tokenizer.kind=words", *overrides]), tmp_path)
-
-    return prepare
-
-
-def test_long_and_unlike_texts_are_kept_and_what_is_cut_is_counted(prepare):
-    prepared = prepare("text,label\n" + "a " * 50 + ",1\nb,0\nc d e f g h i,1\n")
-    examples = prepared.examples("train")
-    assert (prepared.splits, examples.num_cut) == ({"train": 3}, 2)
-    assert examples.lengths.max() == 8
-    assert load_vocabulary(prepared.directory).labels == ("0", "1")
-
-
-@pytest.mark.parametrize(
-    ("content", "overrides", "message"),
-    [
-        (
-            "text,label\na,1\nb,x\n",
-            ["classification.kind=number"],
-            r"a\.csv: data\.train: record 2 \('b'\): label 'x' is not a number",
-        ),
-        ("text,label\na,nan\n", ["classification.kind=number"], r"record 1 \('a'\): label 'nan' is not a number"),
-        ("text,label\na,x\nb,x\n", [], r"data\.train: has no other label than 'x'"),
-        ("txt,label\na,x\n", [], r"no column 'text'; did you mean 'txt'\? \(the recipe names text, label; the file h"),
-        ("text,label\na,x\nb,y\n", ["data.test=a.csv", "data.columns={text: text}"], r"label: is missing; the task"),
-    ],
-)
-def test_bad_input(prepare, tmp_path, content, overrides, message):
-    with pytest.raises(UserError, match=message):
-        prepare(content, *overrides)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
