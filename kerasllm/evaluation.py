@@ -99,13 +99,14 @@ class Evaluator:
         Returns:
             The metrics of the task with `loss` (nats per position) and, for text, `perplexity`; and for each question,
             in the order of the split, its inputs, `reference` if there is one, `prediction`, and the further outputs of
-            the answer.
+            the answer but for those that are the same in each.
         """
         answers = self.answers = answer_texts(self.asked, self.columns, description)
         rows = []
         references = [{"reference": text} for text in self.references] or [{}] * len(answers)
         for answer, reference, *inputs in zip(answers, references, *self.columns, strict=True):
             (_, prediction), *others = answer.items()
+            others = [(name, value) for name, value in others if name not in self.task.unvaried_outputs]
             row = dict(zip(self.fields, inputs, strict=True))
             rows.append({**row, **reference, "prediction": prediction, **dict(others)})
         loss, tokens = self.loss_sum()

@@ -1,4 +1,4 @@
-"""How good labels and numbers are that a task has given: figures, and the picture of what is taken for what."""
+"""How good labels and numbers are that a task has given: figures, the picture of what is taken for what, a baseline."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasllm.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_WRITTEN_LABELS = 20
 """In a picture of more of them the counts are colours only."""
+MANY_TEXTS = 1000
+"""From so many on, words and pairs that occur in one text alone are left out: most are, and teach little."""
 
 
 def label_metrics(wanted: np.ndarray, given: np.ndarray, labels: Sequence[str], one_label: bool) -> dict[str, Any]:
@@ -59,6 +63,39 @@ def number_metrics(wanted: Sequence[float], given: Sequence[float]) -> dict[str,
 
     x, y = np.asarray(wanted, float), np.asarray(given, float)
     return {"pearson": correlation(x, y), "spearman": correlation(rankdata(x), rankdata(y))}
+
+
+def label_by_words(texts: Sequence[str], labels: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """What a simple classifier makes of texts: logistic regression on their words and pairs of words.
+
+    Words are counted as TF-IDF, with the logarithm of how often each occurs, and in lower case.
+
+    Args:
+        texts: to learn from, of any length but all in memory.
+        labels: of each of them its one label.
+        asked: the texts to be labelled.
+
+    Returns:
+        The label of each text that was asked for.
+
+    Raises:
+        UserError: no text holds a word.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True,
+        ngram_range=(1, 2),
+        min_df=2 if len(texts) >= MANY_TEXTS else 1,
+        token_pattern=r"(?u)[\u3400-\u9fff]|\w+",  # a Chinese character is a word
+    )
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise UserError("classification.baseline: no text holds a word; leave it out") from error
+    model = LogisticRegression(C=10.0, max_iter=1000).fit(features, labels)
+    return model.predict(vectorizer.transform(asked)).tolist()
 
 
 def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kerasllm.errors import UserError
@@ -44,6 +44,8 @@ class Task:
     sections: dict[str, type[Settings]]
     """What a recipe says of the task: name of a section -> its settings."""
 
+    unvaried_outputs: tuple[str, ...] = ()
+    """Outputs of `answer` that are the same for every record, and are left out where the predictions are written."""
     parallel_fields: tuple[str, ...] = ()
     """The fields whose texts say the same, so that cleaning compares their lengths."""
     document_fields: tuple[str, ...] = ()
@@ -53,6 +55,9 @@ class Task:
 
     verbatim_fields: tuple[str, ...] = ()
     """The fields that cleaning leaves as they are, however long, because places in them are counted."""
+
+    encodes_as_graph: bool = False
+    """Whether `encode` consists of graph operations alone: it is then traced once, and several times as fast."""
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         self.recipe, self.vocabulary = recipe, vocabulary
@@ -86,6 +91,15 @@ class Task:
             UserError: the text is none that this recipe can learn from; says what it must be.
         """
         return [text]
+
+    @classmethod
+    def read_record(cls, recipe: Any, record: dict[str, str]) -> dict[str, str]:
+        """A record of the source -> what is cleaned, stored and learnt from; by default as it is.
+
+        Raises:
+            UserError: it holds what the recipe does not foresee; says what.
+        """
+        return record
 
     @classmethod
     def check_record(cls, recipe: Any, record: dict[str, str]) -> None:
@@ -185,6 +199,18 @@ class Task:
             dict of rows by name, each a dict of cells by column.
         """
         raise NotImplementedError
+
+    def baseline(
+        self, training: Mapping[str, Iterable[str]], columns: Sequence[Sequence[str]], references: list[str]
+    ) -> dict[str, Any]:
+        """Figures of a simple way to answer, to be seen beside those of the model; by default none.
+
+        Args:
+            training: the texts of the training split by field.
+            columns: for each of `inputs` the texts of the split that is measured.
+            references: as for `metrics`.
+        """
+        return {}
 
     def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
         """What is better seen than said of the answers, as figures by name; by default none. As for `metrics`."""

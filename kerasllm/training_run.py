@@ -17,8 +17,10 @@ from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator
 from kerasllm.recipe import Recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.teachers import build_teachers, helpers_of
 from kerasllm.trained_run import build_model, build_task
 from kerasllm.training.checkpoints import Checkpoints
+from kerasllm.training.distillation import Teacher
 from kerasllm.training.normalization_gates import build_gates
 from kerasllm.training.objectives import PhasedObjective, build_objective, check_objective
 from kerasllm.training.optimizers import build_optimizer
@@ -44,6 +46,8 @@ class Run:
     timeline: Timeline
     evaluator: Evaluator
     checkpoints: Checkpoints
+    teachers: dict[str, str]
+    """Of a distillation, by name: a fingerprint of the weights of each."""
 
 
 def build_run(
@@ -69,8 +73,12 @@ def build_run(
         stream.corruption = task.corruption()
         with compute_precision(settings.precision):
             model = build_model(task, recipe)
-        schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, model.trainable_variables)
-        objective = build_objectives(recipe, ticks, task, model, stream, optimizer.iterations)
+            sample = stream.parts(stream.batches(0)[0][:1])[0]
+            teachers, fingerprints = build_teachers(recipe, task, prepared.directory, sample)
+        helpers = helpers_of(teachers.values())
+        trained = [*model.trainable_variables, *helpers]
+        schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, trained)
+        objective = build_objectives(recipe, ticks, task, model, stream, optimizer.iterations, teachers)
         timeline = Timeline(model, ticks, objective)
         trainer = Trainer(
             model,
@@ -81,12 +89,14 @@ def build_run(
             average_decay(settings, ticks),
             build_gates(model, ticks, plan.total_steps),
             build_guard(settings),
+            helpers,
         )
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory, settings.keep_checkpoints, settings.average_checkpoints)
-    return Run(directory, recipe, strategy, task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints)
+    parts = (task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints, fingerprints)
+    return Run(directory, recipe, strategy, *parts)
 
 
 def build_guard(settings: TrainingSettings) -> StepGuard:
@@ -136,7 +146,13 @@ def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any, examples: 
 
 
 def build_objectives(
-    recipe: Recipe, ticks: list[Tick], task: Any, model: keras.Model, stream: BatchStream, step: keras.Variable
+    recipe: Recipe,
+    ticks: list[Tick],
+    task: Any,
+    model: keras.Model,
+    stream: BatchStream,
+    step: keras.Variable,
+    teachers: dict[str, Teacher],
 ) -> PhasedObjective:
     """What is minimised in each phase of the training.
 
@@ -156,7 +172,7 @@ def build_objectives(
         objective, smoothing = (
             next(value for start, value in reversed(values) if start <= first) for values in (objectives, smoothings)
         )
-        phases.append((first, build_objective(objective, task, smoothing, recipe.seed, step)))
+        phases.append((first, build_objective(objective, task, smoothing, recipe.seed, step, teachers)))
     return PhasedObjective(phases)
 
 

@@ -36,6 +36,7 @@ LEVELS = {
     "evaluation": 4,
     "trained_run": 4,
     "training_run": 4,
+    "teachers": 4,
     "pretrained": 4,
     "first_reader": 4,
     "first_encoder": 4,

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from kerasllm.label_measures import draw_confusion, label_metrics, number_metrics
+from kerasllm.errors import UserError
+from kerasllm.label_measures import draw_confusion, label_by_words, label_metrics, number_metrics
 
 
 def one_hot(*classes):
@@ -57,3 +58,10 @@ def test_the_picture_has_a_row_for_what_is_right():
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
     assert [label.get_text()[:6] for label in axes.get_yticklabels()] == ["a", r"\$b\$ "]
     figure.canvas.draw()
+
+
+def test_the_baseline_goes_by_words_and_chinese_characters():
+    texts, labels = ["a good film", "good", "a bad film", "bad", "很好", "好的", "不行", "行不"], [*"ppnnppnn"]
+    assert label_by_words(texts, labels, ["Good!", "bad, bad", "真好", "不"]) == [*"pnpn"]
+    with pytest.raises(UserError, match=r"classification\.baseline: no text holds a word"):
+        label_by_words(["...", "!"], ["p", "n"], ["x"])

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +24,7 @@ from kerasllm.data.settings import (
     SquadSettings,
     TokenizerSettings,
 )
-from kerasllm.data.sources import Record, read_records, source_fingerprint
+from kerasllm.data.sources import Record, read_records, source_files, source_fingerprint
 from kerasllm.data.store import MANIFEST, RECORD, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
 from kerasllm.data.vocabulary import TOKENIZER, Vocabulary, check_labels, learn_labels
 from kerasllm.environment import load_tensorflow
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 3
 """Raise it when the same sources and settings come to give other files."""
 _CHUNK_RECORDS = 1024
+_SHOWN_CHARACTERS = 40
+_TRACED_FROM_RECORDS = 20 * _CHUNK_RECORDS
 
 
 class Recipe(Protocol):
@@ -103,6 +108,16 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
+def _read_split(recipe: Recipe, split: str, data_dir: Path | None) -> Iterator[Record]:
+    """The records of a split as the task reads them."""
+    for number, record in enumerate(read_records(recipe.data, split, data_dir), start=1):
+        try:
+            yield recipe.task_class.read_record(recipe, record)
+        except UserError as error:
+            files = "".join(f"{path}: " for path in source_files(recipe.data, split, data_dir).values())
+            raise UserError(f"{files}data.{split}: record {number}: {error}") from error
+
+
 def _check_records(recipe: Recipe, split: str, cleaner: Cleaner, records: Iterator[Record]) -> Iterator[Record]:
     """The cleaned records of a split, after the task has looked at each."""
     for record in records:
@@ -124,7 +139,7 @@ def _write_texts(directory: Path, recipe: Recipe, fields: Sequence[str], data_di
                 for field in fields
             }
             bar = stack.enter_context(progress(f"read and clean {split}", unit="records"))
-            records = cleaner.clean(split, read_records(data, split, data_dir))
+            records = cleaner.clean(split, _read_split(recipe, split, data_dir))
             for chunk in _chunks(_check_records(recipe, split, cleaner, records)):
                 for field, writer in writers.items():
                     writer.append_texts(record[field] for record in chunk)
@@ -162,9 +177,22 @@ def _train_tokenizer(
         return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir, with_mask)
 
 
-def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
+def _describe(
+    directory: Path, recipe: Recipe, split: str, fields: Sequence[str], data_dir: Path | None, number: int
+) -> str:
+    """What an error about a stored record begins with: its file, split and number, and how its first text begins."""
+    files = "".join(f"{path}: " for path in source_files(recipe.data, split, data_dir).values())
+    field = next((field for field in fields if field in recipe.task_class.text_fields), None)
+    text = f" ('{RaggedTexts(text_path(directory, split, field))[number - 1][:_SHOWN_CHARACTERS]}')" if field else ""
+    return f"{files}data.{split}: record {number}{text}"
+
+
+def _learn_labels(directory: Path, recipe: Recipe, fields: Sequence[str], data_dir: Path | None) -> tuple[str, ...]:
     """Number the labels of the training split, and make sure that the others have no others."""
     task_class = recipe.task_class
+
+    def describe(split: str, number: int) -> str:
+        return _describe(directory, recipe, split, fields, data_dir, number)
 
     def labels_of(split: str) -> Iterator[list[str]]:
         texts = RaggedTexts(text_path(directory, split, task_class.label_field))
@@ -172,11 +200,11 @@ def _learn_labels(directory: Path, recipe: Recipe) -> tuple[str, ...]:
             try:
                 yield task_class.labels_in(recipe, text)
             except UserError as error:
-                raise UserError(f"data.{split}: record {number}: {error}") from error
+                raise UserError(f"{describe(split, number)}: {error}") from error
 
     labels = learn_labels(chain.from_iterable(labels_of("train")), directory)
     for split in recipe.data.splits:
-        check_labels(labels, labels_of(split), split)
+        check_labels(labels, labels_of(split), partial(describe, split))
     return labels
 
 
@@ -184,7 +212,7 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
     """The tokenizer and the labels of the training split, as far as the task needs them."""
     task_class, tokenizer, labels = recipe.task_class, None, ()
     if task_class.label_field in fields:
-        labels = _learn_labels(directory, recipe)
+        labels = _learn_labels(directory, recipe, fields, data_dir)
     texts = [field for field in fields if field in task_class.text_fields]
     if texts or (isinstance(recipe.data, NoDataSettings) and task_class.text_fields):
         with_mask = task_class.needs_mask
@@ -192,26 +220,56 @@ def _learn_vocabulary(directory: Path, recipe: Recipe, fields: Sequence[str], da
     return Vocabulary(tokenizer, labels)
 
 
-def _write_features(directory: Path, split: str, fields: Sequence[str], task: Any) -> dict[str, str]:
-    """Turn the stored texts of a split into features and store these; returns their names and types."""
+def _encoder(task: Any, fields: Sequence[str], num_records: int) -> Callable[..., dict[str, Any]]:
+    """`task.encode`; as a graph, where it can be one and there are enough records for the second that this takes."""
     import tensorflow as tf
 
+    if not task.encodes_as_graph or num_records < _TRACED_FROM_RECORDS:
+        return task.encode
+    signature = {field: tf.TensorSpec([None], tf.string, name=field) for field in fields}
+    return tf.function(task.encode, input_signature=[signature], autograph=False)
+
+
+def _encode_chunks(
+    encode: Callable[..., dict[str, Any]], fields: Sequence[str], chunks: Iterator[tuple[list[str], ...]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of records and the features of each chunk of texts, in order; as many chunks are worked on at a time
+    as there are cores, and no more are read ahead."""
+    import tensorflow as tf
+
+    def encode_chunk(columns: tuple[list[str], ...]) -> tuple[int, dict[str, Any]]:
+        return len(columns[0]), encode(dict(zip(fields, map(tf.constant, columns), strict=True)))
+
+    num_cores = os.cpu_count() or 1
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(num_cores) as pool:
+        for columns in chunks:
+            waiting.append(pool.submit(encode_chunk, columns))
+            if len(waiting) > num_cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write_features(
+    directory: Path, split: str, fields: Sequence[str], encode: Callable[..., dict[str, Any]]
+) -> dict[str, str]:
+    """Turn the stored texts of a split into features and store these; returns their names and types."""
     texts = [RaggedTexts(text_path(directory, split, field)) for field in fields]
+    chunks = zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True)
     writers: dict[str, RaggedWriter] = {}
     num_records = 0
     with ExitStack() as stack, progress(f"tokenize {split}", total=len(texts[0]), unit="records") as bar:
-        for columns in zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True):
-            columns = dict(zip(fields, map(tf.constant, columns), strict=True))
-            features = task.encode(columns)
+        for size, features in _encode_chunks(encode, fields, chunks):
             if RECORD in features:
                 features[RECORD] += num_records
-            num_records += len(columns[fields[0]])
+            num_records += size
             for name, rows in features.items():
                 if name not in writers:
                     writer = RaggedWriter(feature_path(directory, split, name), rows.dtype.name)
                     writers[name] = stack.enter_context(writer)
                 writers[name].append(rows.flat_values.numpy(), rows.row_lengths().numpy())
-            bar.advance(len(columns[fields[0]]))
+            bar.advance(size)
     return {name: rows.dtype.name for name, rows in features.items()}
 
 
@@ -221,8 +279,9 @@ def _write_prepared(directory: Path, recipe: Recipe, data_dir: Path | None) -> N
     load_tensorflow()
     vocabulary = _learn_vocabulary(directory, recipe, fields, data_dir)
     task, features = recipe.task_class(recipe, vocabulary), {}
+    encode = _encoder(task, fields, sum(report[split].kept for split in data.splits))
     for split in data.splits:
-        features = _write_features(directory, split, fields, task)
+        features = _write_features(directory, split, fields, encode)
     manifest = {
         "splits": {split: report[split].kept for split in data.splits},
         "fields": list(fields),

@@ -83,27 +83,34 @@ class FileSettings(SplitSettings):
 
 
 class TableSettings(FileSettings):
-    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet, by extension."""
+    """Tables with named columns: csv, tsv (without quoting), jsonl (each also as .gz) or parquet."""
 
     source: Literal["table"]
+    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
+    """Of all files, whatever they are called; null goes by the extension of each."""
     columns: dict[str, str] = Field(min_length=1)
     """Field -> name of the column that holds it."""
     header: dict[Literal["train", "validation", "test"], tuple[str, ...]] = {}
     """Split -> names of all columns, for a csv or tsv file whose first line is a record already."""
+    extra_cells: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a row of a csv or tsv file that has more cells than there are columns: it ends the reading, or
+    the cells after the last column are left out. A row with fewer is refused in any case."""
     join_lists: bool = False
     """A cell that is a list of words, in jsonl or parquet, is read as these with single spaces between them."""
 
-    @field_validator("train", "validation", "test")
-    @classmethod
-    def _check_extension(cls, file: str | float | None) -> str | float | None:
-        if isinstance(file, str) and table_kind(file) not in TABLE_KINDS:
-            raise ValueError(
-                f"'{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also .gz"
-            )
-        return file
+    def kind_of(self, file: str) -> str:
+        """How a file is written: one of `TABLE_KINDS`."""
+        return f".{self.format}" if self.format else table_kind(file)
 
     @model_validator(mode="after")
-    def _check_header(self) -> "TableSettings":
+    def _check_files(self) -> "TableSettings":
+        for split in self.splits:
+            file = getattr(self, split)
+            if isinstance(file, str) and not self.format and table_kind(file) not in TABLE_KINDS:
+                raise ValueError(
+                    f"{split}: '{file}' has no known extension; use {', '.join(TABLE_KINDS)}, all but the last also "
+                    ".gz, or say what it is with `format`"
+                )
         for split in self.header:
             if not isinstance(getattr(self, split), str):
                 raise ValueError(f"header.{split}: {split} is no file")

@@ -154,7 +154,8 @@ def _read_split(data: TableSettings | ConllSettings, split: str, path: Path) -> 
     if isinstance(data, ConllSettings):
         records = read_conll(path, data.columns, data.scheme)
     else:
-        records = read_table(path, data.columns, data.header.get("train" if of_train else split), data.join_lists)
+        header = data.header.get("train" if of_train else split)
+        records = read_table(path, data.columns, header, data.kind_of(path.name), data.extra_cells, data.join_lists)
     if not data.shares or not of_train:
         return records
     return (record for record in records if share_of(_without_tags(record, data), data.shares) == split)

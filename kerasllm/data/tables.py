@@ -73,25 +73,31 @@ def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield number, text.split("\t") if text else []
 
 
-def _delimited_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | None) -> Iterator[Row]:
+def _delimited_rows(
+    path: Path,
+    columns: Mapping[str, str],
+    header: Sequence[str] | None,
+    cells_of: Callable[[Path], Iterator[tuple[int, list[str]]]],
+    extra_cells: str,
+) -> Iterator[Row]:
     if header is not None:
         check_columns(path, header, columns)
-    for number, cells in (_csv_cells if table_kind(path.name) == ".csv" else _tsv_cells)(path):
+    for number, cells in cells_of(path):
         if not cells:
             continue
         if header is None:
             header = cells
             check_columns(path, header, columns)
-        elif len(cells) != len(header):
-            raise UserError(
-                f"{path}:{number}: has {len(cells)} columns, but the header has {len(header)}; "
-                "a separator inside a cell must be quoted (csv) or replaced (tsv)"
-            )
+        elif len(cells) < len(header) or (len(cells) > len(header) and extra_cells == "refuse"):
+            advice = "a separator inside a cell must be quoted (csv) or replaced (tsv)"
+            if len(cells) > len(header):
+                advice += "; data.extra_cells: ignore leaves out what comes after the last column"
+            raise UserError(f"{path}:{number}: has {len(cells)} columns, but the header has {len(header)}; {advice}")
         else:
-            yield number, dict(zip(header, cells, strict=True))
+            yield number, dict(zip(header, cells, strict=False))
 
 
-def _jsonl_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | None) -> Iterator[Row]:
+def _jsonl_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     is_first = True
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
@@ -108,7 +114,7 @@ def _jsonl_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | 
         yield number, row
 
 
-def _parquet_rows(path: Path, columns: Mapping[str, str], header: Sequence[str] | None) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
@@ -140,34 +146,43 @@ def join_list(value: Any, place: str) -> Any:
     return " ".join(value)
 
 
-_ROWS: dict[str, Callable[[Path, Mapping[str, str], Sequence[str] | None], Iterator[Row]]] = {
-    ".csv": _delimited_rows,
-    ".tsv": _delimited_rows,
-    ".jsonl": _jsonl_rows,
-    ".parquet": _parquet_rows,
-}
+_CELLS = {".csv": _csv_cells, ".tsv": _tsv_cells}
 
 
 def read_rows(
-    path: Path, columns: Mapping[str, str] | None = None, header: Sequence[str] | None = None
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    header: Sequence[str] | None = None,
+    kind: str | None = None,
+    extra_cells: str = "refuse",
 ) -> Iterator[Row]:
-    """Yield the rows of a table; its kind follows from its extension.
+    """Yield the rows of a table.
 
     Args:
         columns: field -> column, which the file must have; other columns may be left out. None reads all.
         header: the names of the columns, for a csv or tsv file whose first line does not hold them.
+        kind: one of `TABLE_KINDS`; None goes by the extension.
+        extra_cells: `refuse` or `ignore`, where a row of a csv or tsv file has more cells than the header.
 
     Raises:
         UserError: unreadable, damaged, or without one of the columns.
     """
-    return _ROWS[table_kind(path.name)](path, columns or {}, header)
+    kind, columns = kind or table_kind(path.name), columns or {}
+    if kind in _CELLS:
+        return _delimited_rows(path, columns, header, _CELLS[kind], extra_cells)
+    return (_jsonl_rows if kind == ".jsonl" else _parquet_rows)(path, columns)
 
 
 def read_table(
-    path: Path, columns: Mapping[str, str], header: Sequence[str] | None = None, join_lists: bool = False
+    path: Path,
+    columns: Mapping[str, str],
+    header: Sequence[str] | None = None,
+    kind: str | None = None,
+    extra_cells: str = "refuse",
+    join_lists: bool = False,
 ) -> Iterator[dict[str, str]]:
     """Yield the records of a table, field -> text; `join_lists` makes texts of lists, the rest is as in `read_rows`."""
-    for number, row in read_rows(path, columns, header):
+    for number, row in read_rows(path, columns, header, kind, extra_cells):
         record = {}
         for field, column in columns.items():
             place = f"{path}:{number}: column '{column}'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,15 +56,18 @@ def learn_labels(names: Iterable[str], directory: Path) -> tuple[str, ...]:
     return labels
 
 
-def check_labels(labels: tuple[str, ...], records: Iterable[Iterable[str]], split: str) -> None:
-    """Raise `UserError` at the first record of a split with a label that training does not have."""
+def check_labels(labels: tuple[str, ...], records: Iterable[Iterable[str]], describe: Callable[[int], str]) -> None:
+    """Raise `UserError` at the first record of a split with a label that training does not have.
+
+    Args:
+        describe: number of a record, from 1 -> what an error about it begins with.
+    """
     known = set(labels)
     for number, names in enumerate(records, start=1):
         for name in names:
             if name not in known:
                 raise UserError(
-                    f"data.{split}: record {number}: label '{name}' does not occur in data.train; "
-                    f"{did_you_mean(name, labels)}"
+                    f"{describe(number)}: label '{name}' does not occur in data.train; {did_you_mean(name, labels)}"
                 )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import keras
 import tensorflow as tf
 
@@ -12,6 +16,13 @@ from kerasllm.layers.normalization import LayerNormalization
 from kerasllm.layers.projection import Projection, truncated_normal
 from kerasllm.layers.transformer import TransformerBlock
 from kerasllm.models.settings import BertSettings
+
+
+class ActiveRecords(threading.local):
+    """The lists that hidden vectors are put into at this moment: of this thread, as each replica traces in its own."""
+
+    def __init__(self) -> None:
+        self.lists: tuple[list[tuple[tf.Tensor, tf.Tensor]], ...] = ()
 
 
 class Bert(keras.Model):
@@ -93,6 +104,7 @@ class Bert(keras.Model):
         self.pooler = Projection(hidden_dim, kernel_initializer=truncated_normal(stddev), name="pooler")
         for layer in (self.embedding_norm, *self.blocks, self.pooler):
             layer.build((None, None, hidden_dim))  # now, so that weights can be loaded and counted before any call
+        self.active_records = ActiveRecords()
         self.built = True
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
@@ -106,14 +118,30 @@ class Bert(keras.Model):
             [B, T, D]; what stands at padding means nothing.
         """
         token_ids = inputs["token_ids"]
-        mask = padding_attention_mask(token_ids != 0)
+        is_token = token_ids != 0
+        mask = padding_attention_mask(is_token)
         x = self.embedding(token_ids) + (
             self.positions(tf.range(tf.shape(token_ids)[1])) + self.segments(inputs.get("segment_ids"))
         )  # [B, T, D]
         x = self.embedding_dropout(self.embedding_norm(x), training=training)
+        states = [x]
         for block in self.blocks:
             x, _ = block(x, attention_mask=mask, training=training)
+            states.append(x)
+        for record in self.active_records.lists:
+            record.extend((state, is_token) for state in states)
         return x
+
+    @contextmanager
+    def recorded_hidden(self) -> Iterator[list[tuple[tf.Tensor, tf.Tensor]]]:
+        """While it is open, each call adds to the list its hidden vectors: for the embeddings and then for each block
+        the vectors [B, T, D], and whether there is a token, bool [B, T]."""
+        before, record = self.active_records.lists, []
+        self.active_records.lists = (*before, record)
+        try:
+            yield record
+        finally:
+            self.active_records.lists = before
 
     def pooled(self, hidden: tf.Tensor) -> tf.Tensor:
         """hidden: [B, T, D], from `call` -> [B, D], one vector for the sequence, made of that of its first token."""

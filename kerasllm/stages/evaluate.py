@@ -15,10 +15,11 @@ from kerasllm.data.vocabulary import vocabulary_hashes
 from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator, png_of
 from kerasllm.run_directory import RunDirectory, atomic_write_bytes, atomic_write_text
-from kerasllm.terminal import show_table
+from kerasllm.terminal import say, show_table
 from kerasllm.trained_run import load_run
 
 NUM_SAMPLES = 5
+WORTH_A_LINE_SECONDS = 2.0
 
 
 def check_vocabulary(run: RunDirectory, prepared: Prepared) -> None:
@@ -59,6 +60,17 @@ def write_pictures(evaluator: Evaluator, split: str, directory: Path) -> list[st
     return files
 
 
+def measure_baseline(evaluator: Evaluator, prepared: Prepared) -> dict[str, Any]:
+    """What a simple way makes of the same texts, where the recipe asks for it; says so if that takes its time."""
+    started = time.monotonic()
+    training = prepared.examples("train").texts
+    figures = evaluator.task.baseline(training, evaluator.columns, evaluator.references)
+    seconds = time.monotonic() - started
+    if figures and seconds > WORTH_A_LINE_SECONDS:
+        say(f"baseline: learnt from the training split in {seconds:.1f} s")
+    return figures
+
+
 def evaluate(
     run_dir: Path | str, split: str = "test", data_dir: Path | str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -71,10 +83,10 @@ def evaluate(
         overrides: `section.key=value`, such as `generation.beam_size=1`.
 
     Returns:
-        The metrics of the task; `loss` (nats per token, without label smoothing), `perplexity` and the number of
-        `tokens`, over the examples that are not too long for training; how many `sentences` were answered, the
-        `seconds` that all of it took, `sentences_per_second`, where the `predictions` lie, and the files of the
-        `pictures` that the task draws, if any.
+        The metrics of the task; those of its `baseline`, if the recipe asks for it; `loss` (nats per token, without
+        label smoothing), `perplexity` and the number of `tokens`, over the examples that are not too long for training;
+        how many `sentences` were answered, the `seconds` that this took, `sentences_per_second`, where the
+        `predictions` lie, and the files of the `pictures` that the task draws, if any.
 
     Raises:
         UserError: no such run or split, or data that the run was not trained on.
@@ -87,6 +99,7 @@ def evaluate(
     started = time.monotonic()
     metrics, rows = evaluator(f"evaluate {split}")
     seconds = time.monotonic() - started
+    metrics |= measure_baseline(evaluator, prepared)
     path = run.directory.predictions_path / f"{split}.jsonl"
     path.parent.mkdir(exist_ok=True)
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

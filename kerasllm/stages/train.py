@@ -111,7 +111,7 @@ def train_with(
     """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
     prepared = prepare_on_all(strategy, recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
-    from_chief(strategy, lambda: begin_run(directory, recipe, prepared))
+    from_chief(strategy, lambda: begin_run(directory, recipe, prepared, run.teachers))
     if not is_chief(strategy):
         wait_until_visible(directory.path, directory.exists)
     finished = from_chief(strategy, lambda: directory.read_manifest().get("finished"))
@@ -173,20 +173,30 @@ def check_run(directory: RunDirectory, recipe: Recipe) -> None:
         raise UserError(f"{directory.path}: was made by another recipe: {keys}; take that recipe or another --run-dir")
 
 
-def begin_run(directory: RunDirectory, recipe: Recipe, prepared: Prepared) -> None:
+def begin_run(
+    directory: RunDirectory, recipe: Recipe, prepared: Prepared, teachers: dict[str, str] | None = None
+) -> None:
     """Writes manifest, vocabulary and, last, the recipe into a new run; checks the data of one that is there.
 
     Raises:
-        UserError: the data or its tokenizer has changed since the run was begun.
+        UserError: the data, its tokenizer or a teacher has changed since the run was begun.
     """
+    teachers = teachers or {}
     if not directory.exists():
         directory.create()
-        directory.write_manifest(versions=VERSIONS, prepared=prepared.directory.name)
+        directory.write_manifest(versions=VERSIONS, prepared=prepared.directory.name, teachers=teachers)
         copy_vocabulary(prepared.directory, directory.path)
         atomic_write_text(directory.recipe_path, recipe.to_yaml())
         return
     if directory.read_manifest().get("prepared") != prepared.directory.name:
         raise UserError(f"{directory.path}: its data has changed since it was begun; train in another --run-dir")
+    before = directory.read_manifest().get("teachers", {})
+    for name, now in teachers.items():
+        if before.get(name) != now:
+            raise UserError(
+                f"{directory.path}: the weights of its teacher {name} have changed since it was begun; put them "
+                "back, or train in another --run-dir"
+            )
     if vocabulary_hashes(directory.path) != vocabulary_hashes(prepared.directory):
         raise UserError(
             f"{directory.path}: its tokenizer or labels are not those of the data, {prepared.directory}; "

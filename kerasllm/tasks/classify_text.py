@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
@@ -23,6 +23,8 @@ from kerasllm.settings import Settings
 from kerasllm.task import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     import keras
     import numpy as np
     import tensorflow as tf
@@ -48,10 +50,26 @@ class ClassificationSettings(Settings):
     the cleaning: give it one of its own, such as `none`."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which one of several labels is given."""
+    names: dict[str, str] = {}
+    """What stands in the data -> name of the label, such as `{0: negative, 1: positive}`; several may share a name.
+    Without any, what stands in the data is the name."""
     number_offset: float = 0.0
     """Taken from a number before it is learnt; the mean of all of them is a good one."""
     number_scale: float = Field(default=1.0, gt=0)
     """What a number is divided by then, so that it is learnt in this unit; their standard deviation is a good one."""
+    baseline: bool = False
+    """Whether `evaluate` also shows what logistic regression on the words makes of the same texts; for one_label."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> ClassificationSettings:
+        if self.kind == "number" and self.names:
+            raise ValueError("names are those of labels, and a number has none; leave them out")
+        if self.kind != "one_label" and self.baseline:
+            raise ValueError(f"there is a baseline for kind: one_label only, and this is {self.kind}; leave it out")
+        for key, name in self.names.items():
+            if not name or (self.kind == "several_labels" and self.separator in name):
+                raise ValueError(f"names.{key}: '{name}' cannot be the name of a label; give another one")
+        return self
 
 
 class ClassifyText(Task):
@@ -67,6 +85,8 @@ class ClassifyText(Task):
     reference = "label"
     label_field = "label"
     text_fields = ("text", "other_text")
+    encodes_as_graph = True
+    unvaried_outputs = ("labels",)
     metric_names = (*LABEL_METRICS, *NUMBER_METRICS)
     sections = {"model": PretrainedBertSettings, "classification": ClassificationSettings}
 
@@ -83,6 +103,12 @@ class ClassifyText(Task):
                 f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
                 f"(batching.max_sequence_length) or of the model, are too few; {needed} are needed"
             )
+        for key, name in self.settings.names.items():
+            if name not in vocabulary.labels:
+                raise UserError(
+                    f"{recipe.place('classification', 'names', key)}: no record of data.train has the label '{key}'; "
+                    "leave its name out, or put it right"
+                )
         if self.settings.kind != "number":
             if len(vocabulary.labels) < 2:
                 only = ", ".join(map(repr, vocabulary.labels))
@@ -101,7 +127,7 @@ class ClassifyText(Task):
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """How labels are read, and the tokens that fit into both a batch and the model, special ones included."""
         longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
-        return {"max_sequence_length": longest, **recipe.classification.model_dump(exclude={"threshold"})}
+        return {"max_sequence_length": longest, **recipe.classification.model_dump(exclude={"threshold", "baseline"})}
 
     @classmethod
     def metric_names_of(cls, recipe: Any) -> tuple[str, ...]:
@@ -127,6 +153,25 @@ class ClassifyText(Task):
         if not is_finite:
             raise UserError(f"label '{text}' is not a number; put it right, or choose another classification.kind")
         return []
+
+    @classmethod
+    def read_record(cls, recipe: Any, record: dict[str, str]) -> dict[str, str]:
+        """A record with the names of its labels in place of what the source has for them.
+
+        Raises:
+            UserError: one has no name.
+        """
+        settings = recipe.classification
+        if not settings.names:
+            return record
+        several = settings.kind == "several_labels"
+        found = record["label"].split(settings.separator) if several else [record["label"]]
+        found = [text.strip() for text in found if text.strip()]
+        for text in found:
+            if text not in settings.names:
+                known = ", ".join(settings.names)
+                raise UserError(f"label '{text}' has no name; add one to classification.names, which has {known}")
+        return {**record, "label": settings.separator.join(settings.names[text] for text in found)}
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Texts by field, string [B] -> the features that the file's head lists, int32 but for `number`."""
@@ -280,6 +325,21 @@ class ClassifyText(Task):
         given = self.indicators([answer["label"] for answer in answers])
         wanted = self.indicators(references)
         return label_metrics(wanted, given, self.vocabulary.labels, self.settings.kind == "one_label")
+
+    def baseline(
+        self, training: Mapping[str, Iterable[str]], columns: Sequence[Sequence[str]], references: list[str]
+    ) -> dict[str, Any]:
+        """Where the recipe asks for it, `baseline_accuracy` and `baseline_f1_macro`: those of
+        `label_by_words`, which learns from the training split. It has all its texts in memory."""
+        if not self.settings.baseline:
+            return {}
+        from kerasllm.label_measures import label_by_words
+
+        texts = [" ".join(parts) for parts in zip(*(training[field] for field in self.inputs.values()), strict=True)]
+        asked = [" ".join(parts) for parts in zip(*columns, strict=True)]
+        labels = label_by_words(texts, list(training["label"]), asked)
+        metrics = self.metrics([{"label": label} for label in labels], references)
+        return {f"baseline_{name}": metrics[name] for name in ("accuracy", "f1_macro")}
 
     def indicators(self, texts: list[str]) -> np.ndarray:
         """Whether each label stands in each text: int [N, C], as NumPy array."""

@@ -33,6 +33,7 @@ class Translate(Task):
     inputs = {"text": "source"}
     reference = "target"
     text_fields = parallel_fields = ("source", "target")
+    encodes_as_graph = True
     augmented_inputs = {"encoder_token_ids": "tokens"}
     metric_names = ("bleu", "chrf", "exact_match", "perplexity")
     sections = {"model": EncoderDecoderSettings, "generation": GenerationSettings}

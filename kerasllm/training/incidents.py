@@ -114,5 +114,5 @@ def inspect_step(trainer: Trainer, strategy: tf.distribute.Strategy, elements: S
     return {
         "weights": [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()],
         "first_layer": next((each for each in found if each["inputs_are_finite"]), found[0] if found else None),
-        "gradient_norms": {v.path: float(norm) for v, norm in zip(model.trainable_variables, norms, strict=True)},
+        "gradient_norms": {v.path: float(norm) for v, norm in zip(trainer.trained_variables, norms, strict=True)},
     }

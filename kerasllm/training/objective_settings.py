@@ -4,8 +4,10 @@
     objective: {name: r_drop, alpha: 5.0}
     objective: {name: fgm, epsilon: 1.0}
     objective: {name: pgd, epsilon: 1.0, step_size: 0.3, steps: 3, around: {name: r_drop, alpha: 5.0}}
+    objective: {name: distillation, teacher: runs/large}
 
-The objectives on perturbed input stand around another one; see `training/adversarial.py` for their formulas.
+The objectives on perturbed input stand around another one, and so does distillation; see `training/adversarial.py` and
+`training/distillation.py` for their formulas.
 """
 
 from __future__ import annotations
@@ -92,7 +94,36 @@ class FreeLbSettings(AroundSettings):
     """Passes that are averaged; each costs a forward and a backward pass."""
 
 
+class DistillationSettings(Settings):
+    """Distillation: a trained model, the teacher, says what is to be answered, too."""
+
+    name: Literal["distillation"]
+    teacher: str
+    """A run, or a directory in Hugging Face's layout with a classifier (or `hf:OWNER/NAME`), both relative to where the
+    command is typed. It must have the tokens and the labels of this recipe."""
+    temperature: float = Field(default=2.0, gt=0)
+    """What the logits of both are divided by."""
+    soft_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the teacher's answers in the loss; the rest is that of the labels."""
+    hidden_weight: float = Field(default=0.0, ge=0)
+    """Weight of the squared difference of the hidden vectors; of models that can record them, such as a Bert."""
+    around: ObjectiveSettings = SupervisedSettings()
+    """The objective that takes both kinds of loss for that of the task."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> DistillationSettings:
+        if not self.soft_share and not self.hidden_weight:
+            raise ValueError("nothing is learnt from the teacher; raise soft_share or hidden_weight")
+        return self
+
+
 ObjectiveSettings = Annotated[
-    SupervisedSettings | RDropSettings | FgmSettings | PgdSettings | PgdInputSettings | FreeLbSettings,
+    SupervisedSettings
+    | RDropSettings
+    | FgmSettings
+    | PgdSettings
+    | PgdInputSettings
+    | FreeLbSettings
+    | DistillationSettings,
     Field(discriminator="name"),
 ]

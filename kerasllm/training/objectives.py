@@ -23,8 +23,10 @@ from kerasllm.training.adversarial import (
     check_float_input,
     perturbable_layers,
 )
+from kerasllm.training.distillation import Distillation, DistilledTask, Teacher
 from kerasllm.training.objective_settings import (
     AroundSettings,
+    DistillationSettings,
     FgmSettings,
     FreeLbSettings,
     ObjectiveSettings,
@@ -150,7 +152,12 @@ class RDrop:
 
 
 def build_objective(
-    settings: ObjectiveSettings, task: Task, label_smoothing: float, seed: int, step: keras.Variable
+    settings: ObjectiveSettings,
+    task: Task,
+    label_smoothing: float,
+    seed: int,
+    step: keras.Variable,
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> Objective:
     """The objective of a recipe.
 
@@ -160,13 +167,18 @@ def build_objective(
         label_smoothing: in training, in [0, 1).
         seed: of what an objective draws at random.
         step: counts optimizer steps, such as `optimizer.iterations`.
+        teachers: by the name that the settings have for them.
     """
     if isinstance(settings, RDropSettings):
         return RDrop(task, label_smoothing, settings.alpha)
     if settings.name == "supervised":
         return Supervised(task, label_smoothing)
-    inside = build_objective(settings.around, task, label_smoothing, seed, step)
-    arguments = {key: value for key, value in settings if key not in ("name", "around")}
+    arguments = {key: value for key, value in settings if key not in ("name", "around", "teacher")}
+    if isinstance(settings, DistillationSettings):
+        distilled = DistilledTask(task, teachers[settings.teacher], **arguments)
+        inside = build_objective(settings.around, distilled, label_smoothing, seed, step, teachers)
+        return Distillation(inside, Supervised(task))
+    inside = build_objective(settings.around, task, label_smoothing, seed, step, teachers)
     if isinstance(settings, FreeLbSettings):
         return FreeLb(inside, **arguments, seed=seed, step=step)
     return {FgmSettings: Fgm, PgdSettings: Pgd, PgdInputSettings: PgdInput}[type(settings)](inside, **arguments)
@@ -184,15 +196,17 @@ def check_objective(
         place: where the objective stands, `file:line: training.objective`.
 
     Raises:
-        UserError: it perturbs what this model or this batch does not have.
+        UserError: it perturbs what this model or this batch does not have, or compares what it cannot record.
     """
-    if not isinstance(settings, AroundSettings):
+    if not hasattr(settings, "around"):
         return
     try:
         if isinstance(settings, PgdInputSettings):
             check_float_input(settings.input, inputs)
-        else:
+        elif isinstance(settings, AroundSettings):
             perturbable_layers(model)
+        elif settings.hidden_weight and not hasattr(model, "recorded_hidden"):
+            raise UserError("hidden_weight: this model cannot record its hidden vectors; leave it out")
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
     check_objective(settings.around, model, inputs, f"{place}.around")

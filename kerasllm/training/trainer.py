@@ -41,6 +41,7 @@ class Trainer(keras.Model):
         gates: of the model; each is set after a step to its value for the next one, and is not averaged.
         guard: decides which steps count, and scales the loss for float16; the optimizer is then one of
             `build_optimizer`. Without it all steps count.
+        helpers: variables of the objective that are trained with the model and are no part of it.
 
     Attributes:
         input_wait_seconds: that the last step of `fit` waited for its batch.
@@ -56,6 +57,7 @@ class Trainer(keras.Model):
         average_decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
         gates: Sequence[Gate] = (),
         guard: StepGuard | None = None,
+        helpers: Sequence[keras.Variable] = (),
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -63,7 +65,7 @@ class Trainer(keras.Model):
         self.objective = objective
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
         self.average_decay = average_decay
-        self.gates, self.guard = gates, guard
+        self.gates, self.guard, self.helpers = gates, guard, list(helpers)
         self.input_wait_seconds = 0.0
         self.averages = [_copy_of(weight) for weight in self.averaged_weights]
         weights = {id(weight) for weight in model.weights}
@@ -79,10 +81,15 @@ class Trainer(keras.Model):
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """What a run needs besides `answering_weights` to go on: the optimizer, what the guard keeps and, where an
-        average of the weights answers, the weights themselves."""
-        guarded = self.guard.variables if self.guard else []
-        return [*self.optimizer.variables, *guarded, *(self.model.weights if self.averages else [])]
+        """What a run needs besides `answering_weights` to go on: the optimizer, what the guard keeps, the helpers and,
+        where an average of the weights answers, the weights themselves."""
+        kept = [*(self.guard.variables if self.guard else []), *self.helpers]
+        return [*self.optimizer.variables, *kept, *(self.model.weights if self.averages else [])]
+
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """What the next step changes: the weights of the model that are not frozen, and the helpers."""
+        return [*self.model.trainable_variables, *self.helpers]
 
     @contextmanager
     def answering_weights(self) -> Iterator[list[keras.Variable]]:
@@ -145,7 +152,7 @@ class Trainer(keras.Model):
             `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`, `stop_requests` (of
             all replicas, see `request_stop`), and those of the guard.
         """
-        variables = self.model.trainable_variables
+        variables = self.trained_variables
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
         untrained = self.model.non_trainable_weights if self.guard else []
         before = [tf.convert_to_tensor(weight.value) for weight in untrained]
@@ -180,7 +187,7 @@ class Trainer(keras.Model):
             each trainable variable the gradient of the mean loss and the penalties, not clipped.
         """
         replica = tf.distribute.get_replica_context()
-        variables = self.model.trainable_variables
+        variables = self.trained_variables
         self._seed_step()
         scale = self.guard.loss_scale.scale.value if self.guard and self.guard.loss_scale else None
         totals, gradients = self._sum_of_micro_batches(batches, variables, scale)
@@ -229,8 +236,12 @@ class Trainer(keras.Model):
                 weights = tf.cast(weights, tf.float32)
                 loss = tf.reduce_sum(tf.cast(losses, tf.float32) * weights)
                 scaled = loss if scale is None else loss * scale
+            found = tape.gradient(scaled, [variable.value for variable in variables])
+            for index, helper in enumerate(self.helpers, start=len(variables) - len(self.helpers)):
+                if found[index] is None:  # another phase of the training needs it
+                    found[index] = tf.zeros_like(helper.value)
             # An embedding's gradient is a list of rows; two of them may be the same row, which a norm would not see.
-            found = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, [v.value for v in variables])]
+            found = [tf.convert_to_tensor(gradient) for gradient in found]
             gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
             totals += tf.stack([loss, tf.reduce_sum(weights), tf.cast(tf.size(weights), weights.dtype)])
         return totals, gradients

@@ -341,7 +341,9 @@ def test_a_record_may_give_several_examples_or_none(folder):
 
 
 def test_a_label_that_training_does_not_have(folder):
-    with pytest.raises(UserError, match=r"data\.test: record 1: label 'rein' does not .*data\.train; .*'rain'"):
+    with pytest.raises(
+        UserError, match=r"data\.test: record 1 \('.*'\): label 'rein' does not .*data\.train; .*'rain'"
+    ):
         classify(folder, "rein")
     assert list((folder / "cache" / "prepared").iterdir()) == []
 

@@ -131,6 +131,28 @@ def test_csv_cells_may_hold_line_ends(write, tmp_path):
         next(records)
 
 
+def test_a_format_is_said_where_the_extension_does_not_say_it(write, tmp_path):
+    """With the byte order mark and the line ends that such files have."""
+    write("a.txt.gz", '\ufeffen\tde\r\nx\ty\r\n"z\tu, v\r\n')
+    settings = TableSettings(source="table", train="a.txt.gz", format="tsv", columns={"source": "en", "target": "de"})
+    assert read(settings, tmp_path) == [{"source": "x", "target": "y"}, {"source": '"z', "target": "u, v"}]
+    write("a.tsv", "en,de\nx,y\n")
+    settings = settings.model_copy(update={"train": "a.tsv", "format": "csv"})
+    assert read(settings, tmp_path) == [{"source": "x", "target": "y"}]
+
+
+def test_extra_cells_are_left_out_only_where_the_recipe_says_so(write, tmp_path):
+    write("a.tsv", "en\tde\nx\ty\tz\tz\nu\tv\n")
+    refusing = table("a.tsv")
+    with pytest.raises(UserError, match=r"a\.tsv:2: has 4 columns, but the header has 2; .*extra_cells: ignore"):
+        read(refusing, tmp_path)
+    ignoring = refusing.model_copy(update={"extra_cells": "ignore"})
+    assert read(ignoring, tmp_path) == [{"source": "x", "target": "y"}, {"source": "u", "target": "v"}]
+    write("a.tsv", "en\tde\nx\n")
+    with pytest.raises(UserError, match=r"a\.tsv:2: has 1 columns, but the header has 2; (?!.*extra_cells)"):
+        read(ignoring, tmp_path)
+
+
 def test_missing_cells_are_empty_texts(write, tmp_path):
     write("a.csv", "en,de\n,x\ny,\n")
     assert read(table("a.csv"), tmp_path) == [{"source": "", "target": "x"}, {"source": "y", "target": ""}]

@@ -26,6 +26,7 @@ class ShoutTask(Task):
     inputs = {"text": "source"}
     reference = "target"
     metric_names = ("exact_match", "perplexity")
+    unvaried_outputs = ("language",)
 
     def __init__(self):
         self.tokenizer = None
@@ -33,7 +34,8 @@ class ShoutTask(Task):
     def answer(self, texts):
         import tensorflow as tf
 
-        return {"text": tf.strings.upper(texts), "score": tf.cast(tf.strings.length(texts), tf.float32)}
+        scores = tf.cast(tf.strings.length(texts), tf.float32)
+        return {"text": tf.strings.upper(texts), "score": scores, "language": tf.fill(tf.shape(texts), "en")}
 
     def asked_in_evaluation(self):
         return self
@@ -52,6 +54,11 @@ class ShoutTask(Task):
 
     def metrics(self, answers, references):
         return {"exact_match": float(np.mean([a["text"] == r for a, r in zip(answers, references, strict=True)]))}
+
+    def baseline(self, training, columns, references):
+        assert list(training["source"]) == columns[0] == SOURCES
+        assert references == REFERENCES
+        return {"baseline_exact_match": 0.25}
 
     def pictures(self, answers, references):
         from matplotlib.figure import Figure
@@ -96,6 +103,7 @@ def test_figures_are_sums_over_all_tokens(stub_run):
     assert report["loss"] == pytest.approx((13 + 2 + 47 + 9 + 2) / 10 / 13)
     assert report["perplexity"] == pytest.approx(math.exp(7.3 / 13))
     assert report["exact_match"] == pytest.approx(3 / 5)
+    assert report["baseline_exact_match"] == 0.25
     assert report["sentences"] == 5
 
 

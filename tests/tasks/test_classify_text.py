@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasllm.data.preparation import prepare_data
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
 from kerasllm.data.tokenizers import train_tokenizer
-from kerasllm.data.vocabulary import Vocabulary, load_vocabulary
+from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
 from kerasllm.tasks.classify_text import ClassifyText
@@ -288,6 +287,62 @@ def test_an_attack_reaches_the_embedding(build):
     np.testing.assert_array_equal(weights, [[1], [0]])
 
 
+NAMES = "classification.names={0: bad, 1: good, 2: fair}"
+
+
+def test_labels_are_called_by_their_names(build):
+    task = build(NAMES)
+    assert task.read_record(task.recipe, {"text": "a", "label": " 1 "}) == {"text": "a", "label": "good"}
+    assert task.read_record(task.recipe, {"text": "a", "label": ""}) == {"text": "a", "label": ""}
+    several = build(NAMES, "classification.kind=several_labels")
+    assert several.read_record(several.recipe, {"text": "a", "label": "2, 0"})["label"] == "fair,bad"
+    plain = build()
+    assert plain.read_record(plain.recipe, {"text": "a", "label": "1"})["label"] == "1"
+    assert task.encoding_settings(task.recipe) != plain.encoding_settings(plain.recipe)
+
+
+@pytest.mark.parametrize("text", ["3", "good", "1.0"])
+def test_a_label_without_a_name_is_refused(build, text):
+    recipe = build(NAMES).recipe
+    with pytest.raises(UserError, match=rf"^label '{text}' has no name; add one to .*names, which has 0, 1, 2"):
+        ClassifyText.read_record(recipe, {"text": "a", "label": text})
+
+
+def test_a_name_that_nothing_has_is_refused(build):
+    with pytest.raises(UserError, match=r"names\.7.*: no record of data\.train has the label '7'"):
+        build("classification.names={0: bad, 1: good, 7: odd}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{kind: number, names: {0: bad}}", "names are those of labels, and a number has none"),
+        ("{kind: several_labels, baseline: true}", "a baseline for kind: one_label only, and this is several_labels"),
+        ("{kind: number, baseline: true}", "a baseline for kind: one_label only, and this is number"),
+        ("{kind: several_labels, names: {0: 'a,b'}}", "names.0: 'a,b' cannot be the name of a label"),
+        ("{names: {0: ''}}", "names.0: '' cannot be the name of a label"),
+        ("{names: {0: 1}}", r"names\.0: must be text, found 1"),
+    ],
+)
+def test_settings_that_contradict_themselves(build, settings, message):
+    with pytest.raises(UserError, match=message):
+        build(f"classification={settings}")
+
+
+def test_the_baseline_learns_words_from_the_training_split_alone(build):
+    task = build("classification.baseline=true", PAIR)
+    training = {
+        "text": ["a fine film", "a poor film", "fine", "poor", "so so"],
+        "other_text": ["x", "x", "x", "x", "x"],
+        "label": ["good", "bad", "good", "bad", "fair"],
+    }
+    columns, references = [["fine", "poor", "x", "new"], ["x", "x", "so so", "poor"]], ["good", "bad", "fair", "good"]
+    figures = task.baseline(training, columns, references)
+    assert set(figures) == {"baseline_accuracy", "baseline_f1_macro"}
+    assert figures["baseline_accuracy"] == 0.75
+    assert build().baseline(training, columns, references) == {}
+
+
 def test_r_drop_of_a_number_is_refused(build):
     objective = "training.objective={name: fgm, epsilon: 1.0, around: {name: r_drop, alpha: 1.0}}"
     with pytest.raises(UserError, match=r"training\.objective: r_drop compares probabilities, and a number has none"):
@@ -303,39 +358,3 @@ def test_too_few_positions_are_refused(build):
 def test_one_label_alone_is_refused(build):
     with pytest.raises(UserError, match=r"data\.train: has no other label than 'good'; there must be two"):
         build(labels=("good",))
-
-
-@pytest.fixture
-def prepare(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERASLLM_CACHE", str(tmp_path / "cache"))
-
-    def prepare(content, *overrides):
-        (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
-        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
-        return prepare_data(load_recipe(tmp_path / "r.yaml", ["tokenizer.kind=words", *overrides]), tmp_path)
-
-    return prepare
-
-
-def test_long_and_unlike_texts_are_kept_and_what_is_cut_is_counted(prepare):
-    prepared = prepare("text,label\n" + "a " * 50 + ",1\nb,0\nc d e f g h i,1\n")
-    examples = prepared.examples("train")
-    assert (prepared.splits, examples.num_cut) == ({"train": 3}, 2)
-    assert examples.lengths.max() == 8
-    assert load_vocabulary(prepared.directory).labels == ("0", "1")
-
-
-@pytest.mark.parametrize(
-    ("content", "overrides", "message"),
-    [
-        ("text,label\na,1\nb,x\n", ["classification.kind=number"], r"data\.train: record 2: label 'x' is not a number"),
-        ("text,label\na,nan\n", ["classification.kind=number"], r"data\.train: record 1: label 'nan' is not a number"),
-        ("text,label\na,x\nb,x\n", [], r"data\.train: has no other label than 'x'"),
-        ("txt,label\na,x\n", [], r"no column 'text'; did you mean 'txt'\? \(the recipe names text, label; the file h"),
-        ("text,label\na,x\nb,y\n", ["data.test=a.csv", "data.columns={text: text}"], r"label: is missing; the task"),
-    ],
-)
-def test_bad_input(prepare, tmp_path, content, overrides, message):
-    with pytest.raises(UserError, match=message):
-        prepare(content, *overrides)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
