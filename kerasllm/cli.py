@@ -289,7 +289,7 @@ def predict(
     load_tensorflow()
     from kerasllm.stages.predict import predict as predict_stage
 
-    answers = predict_stage(run, texts, overrides)
+    answers = predict_stage(run, texts, overrides, data_dir)
     if as_json:
         _report({"predictions": answers}, as_json)
     else:
@@ -330,9 +330,9 @@ def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: P
 
         if overrides:
             raise UserError("--set changes the search of a SavedModel, and huggingface has none; leave it out")
-        _report(export_huggingface(run, to), as_json)
+        _report(export_huggingface(run, to, data_dir), as_json)
         return
-    _report(export_stage(run, to, overrides), as_json)
+    _report(export_stage(run, to, overrides, data_dir), as_json)
     script = min(os.path.relpath(saved_model.__file__), saved_model.__file__, key=len)
     click.echo(f"next: {shlex.join(['python', script, str(to), 'TEXT'])}", err=True)
 

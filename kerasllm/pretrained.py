@@ -8,8 +8,9 @@ from typing import Any
 from kerasllm.data.published import read_vocabulary
 from kerasllm.data.settings import TokenizerSettings
 from kerasllm.errors import UserError
-from kerasllm.models.published.config import read_numbers
+from kerasllm.models.published.config import has_pooler, read_numbers
 from kerasllm.recipe import Recipe
+from kerasllm.tuning.settings import AdapterSettings, TuningSettings
 
 SHAPELESS = ("pretrained", "dropout", "attention_dropout", "initializer_stddev")
 """Settings that no published weight depends on: here the recipe's own count."""
@@ -39,7 +40,8 @@ def complete_recipe(recipe: Recipe, data_dir: Path | str | None) -> Recipe:
             theirs = getattr(published, name)
             raise UserError(f"{recipe.place('model', name)}: is {value}, and {source} has {theirs}; leave it out")
     model = type(recipe.model)(**{**published.model_dump(), **own})
-    return recipe.model_copy(update={"model": model, "tokenizer": _tokenizer(recipe, source, root)})
+    changes = {"model": model, "tokenizer": _tokenizer(recipe, source, root)}
+    return recipe.model_copy(update={**changes, "tuning": _tuning(recipe, source, root)})
 
 
 def load_published(recipe: Recipe, model: Any, data_dir: Path | str | None) -> None:
@@ -53,6 +55,17 @@ def load_published(recipe: Recipe, model: Any, data_dir: Path | str | None) -> N
         from kerasllm.models.published.bert import read_published
 
         read_published(source, Path(data_dir) if data_dir is not None else None).assign(model)
+
+
+def _tuning(recipe: Recipe, source: str, root: Path | None) -> TuningSettings:
+    """That of the recipe, which now says whether the pooler is trained: if it begins at random."""
+    tuning = recipe.tuning
+    if not isinstance(tuning, AdapterSettings) or tuning.train_pooler:
+        return tuning
+    begins_at_random = not has_pooler(source, root)
+    if begins_at_random and tuning.train_pooler is False:
+        raise UserError(f"{recipe.place('tuning', 'train_pooler')}: is false, but {source} has no pooler; leave it out")
+    return tuning.model_copy(update={"train_pooler": begins_at_random})
 
 
 def _tokenizer(recipe: Recipe, source: str, root: Path | None) -> TokenizerSettings:

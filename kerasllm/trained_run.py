@@ -43,25 +43,41 @@ def build_task(recipe: Recipe, directory: Path) -> Task:
 
 
 def build_model(task: Task, recipe: Recipe) -> Any:
-    """The model of a task, with gates where the timeline of the recipe blends layers of normalization in or out."""
+    """The model of a task, adapted as the recipe says, with gates where its timeline blends layers of normalization in
+    or out.
+
+    Raises:
+        UserError: the section `tuning` does not fit the model.
+    """
     from kerasllm.layers.normalization import gated_normalization
     from kerasllm.training.normalization_gates import gated_layers
+    from kerasllm.tuning.adaptation import adapt
 
     with gated_normalization(gated_layers(recipe.ticks)):
-        return task.build_model()
+        model = task.build_model()
+    try:
+        adapt(model, recipe.tuning)
+    except UserError as error:
+        key, _, what = str(error).partition(": ")
+        raise UserError(f"{recipe.place('tuning', key)}: {what}") from error
+    return model
 
 
-def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
-    """Build the task and the model of a run, with the weights that its training chose.
+def load_run(run_dir: Path | str, overrides: Sequence[str] = (), data_dir: Path | str | None = None) -> TrainedRun:
+    """Build the task and the model of a run, with the weights that its training chose; LoRA is merged into them.
 
     Args:
         run_dir: the run directory; its recipe is the one that is used.
         overrides: `section.key=value`, such as `generation.beam_size=1`.
+        data_dir: where the published weights lie that the run builds on; by default where they lay in training.
 
     Raises:
-        UserError: no run there, an override that is wrong, no tokenizer or checkpoint that can be read.
+        UserError: no run there, an override that is wrong, no tokenizer or checkpoint that can be read, or published
+            weights that are not there or have changed.
     """
+    from kerasllm.base_weights import load_base
     from kerasllm.training.checkpoints import load_weights
+    from kerasllm.tuning.adaptation import merge
 
     directory = RunDirectory(run_dir)
     if not directory.exists():
@@ -69,7 +85,8 @@ def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     recipe = load_recipe(directory.recipe_path, overrides)
     task = build_task(recipe, directory.path)
     model = build_model(task, recipe)
-    progress = load_weights(model, directory)
+    progress = load_weights(model, directory, load_base(directory, recipe, model, data_dir))
+    merge(model)
     return TrainedRun(directory, recipe, task, model, progress)
 
 

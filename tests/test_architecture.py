@@ -33,6 +33,7 @@ LEVELS = {
     "trained_run": 4,
     "training_run": 4,
     "pretrained": 4,
+    "base_weights": 4,
     "incident_report": 4,
     "serving": 4,
     "stages": 5,

@@ -72,6 +72,9 @@ class SelfAttention(keras.layers.Layer):
         dropout: rate applied to the attention probabilities.
         initializer_stddev: of the weights; None for Glorot's.
 
+    Attributes:
+        prefix: None, or the function of key, value and mask that puts further ones in front of them.
+
     Raises:
         ValueError: `num_heads` does not divide `hidden_dim`.
 
@@ -93,7 +96,10 @@ class SelfAttention(keras.layers.Layer):
             # Glorot's limit belongs to each of the three D x D matrices, and not to the fused D x 3D one.
             limit = (3.0 / hidden_dim) ** 0.5
             initializer = keras.initializers.RandomUniform(-limit, limit)
-        self.query_key_value = Projection(3 * hidden_dim, kernel_initializer=initializer, name="query_key_value")
+        self.query_key_value = Projection(
+            3 * hidden_dim, kernel_initializer=initializer, parts=("query", "key", "value"), name="query_key_value"
+        )
+        self.prefix = None
         self.dropout = Dropout(dropout, name="dropout")
         output_initializer = truncated_normal(initializer_stddev)
         self.output_projection = Projection(hidden_dim, kernel_initializer=output_initializer, name="output")
@@ -118,6 +124,8 @@ class SelfAttention(keras.layers.Layer):
         if cache is not None:
             cache = (write_to_cache(cache[0], key, slot), write_to_cache(cache[1], value, slot))
             key, value = cache
+        if self.prefix is not None:
+            key, value, attention_mask = self.prefix(key, value, attention_mask)
         attended = attend(query, key, value, attention_mask, lambda p: self.dropout(p, training=training))
         return self.output_projection(self.heads.join(attended)), cache
 
@@ -145,7 +153,10 @@ class CrossAttention(keras.layers.Layer):
         limit = (3.0 / hidden_dim) ** 0.5
         self.query = Projection(hidden_dim, name="query")
         self.key_value = Projection(
-            2 * hidden_dim, kernel_initializer=keras.initializers.RandomUniform(-limit, limit), name="key_value"
+            2 * hidden_dim,
+            kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+            parts=("key", "value"),
+            name="key_value",
         )
         self.dropout = Dropout(dropout, name="dropout")
         self.output_projection = Projection(hidden_dim, name="output")

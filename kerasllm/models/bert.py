@@ -31,6 +31,9 @@ class Bert(keras.Model):
         epsilon: of the normalizations.
         initializer_stddev: of the weights at first.
 
+    Attributes:
+        prompt: None, or the function of vectors [B, T, D] and their mask that puts learnt ones in front of them.
+
     Raises:
         ValueError: `num_heads` does not divide `hidden_dim`.
 
@@ -91,6 +94,7 @@ class Bert(keras.Model):
             for index in range(num_layers)
         ]
         self.pooler = Projection(hidden_dim, kernel_initializer=truncated_normal(stddev), name="pooler")
+        self.prompt = None
         for layer in (self.embedding_norm, *self.blocks, self.pooler):
             layer.build((None, None, hidden_dim))  # now, so that weights can be loaded and counted before any call
         self.built = True
@@ -110,10 +114,12 @@ class Bert(keras.Model):
         x = self.embedding(token_ids) + (
             self.positions(tf.range(tf.shape(token_ids)[1])) + self.segments(inputs.get("segment_ids"))
         )  # [B, T, D]
+        if self.prompt is not None:
+            x, mask = self.prompt(x, mask)  # [B, P + T, D]
         x = self.embedding_dropout(self.embedding_norm(x), training=training)
         for block in self.blocks:
             x, _ = block(x, attention_mask=mask, training=training)
-        return x
+        return x if self.prompt is None else x[:, tf.shape(x)[1] - tf.shape(token_ids)[1] :]
 
     def pooled(self, hidden: tf.Tensor) -> tf.Tensor:
         """hidden: [B, T, D], from `call` -> [B, D], one vector for the sequence, made of that of its first token."""

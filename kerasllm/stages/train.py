@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from contextlib import closing
 from functools import partial
@@ -15,6 +14,7 @@ import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
 import kerasllm
+from kerasllm.base_weights import base_weights, remember_base
 from kerasllm.cluster import (
     from_chief,
     is_alone,
@@ -45,6 +45,7 @@ from kerasllm.training.checkpoints import average, write_variables
 from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
+from kerasllm.tuning.adaptation import begin
 
 NUM_SAMPLES = 8
 LOG_QUEUE = 1000
@@ -121,6 +122,8 @@ def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: P
 def finish(run: Run, seconds: float) -> dict[str, Any]:
     """Chooses the weights of a run that is trained, and notes in its manifest that it is."""
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
+    report["trained_parameters"], report["parameters"] = run.trainer.parameter_counts
+    report["stored_megabytes"] = round(run.checkpoints.chosen_bytes / 1e6, 3)
     run.directory.write_manifest(finished=report)
     return report
 
@@ -192,7 +195,7 @@ def restore(run: Run) -> dict[str, Any]:
         checkpoint = run.checkpoints.named(name)
         if not is_chief(run.strategy):
             wait_until_visible(checkpoint.path, checkpoint.is_whole)
-        write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
+        write_variables(run.trainer.stored_weights, checkpoint.load("weights"), str(checkpoint.path))
         run.trainer.start_averages()
         write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
         state = checkpoint.progress
@@ -203,6 +206,18 @@ def restore(run: Run) -> dict[str, Any]:
     return state
 
 
+def begin_adapting(run: Run, data_dir: Path | str | None) -> None:
+    """Gives what adapts published weights its first values, and leaves out of checkpoints what stays as it is.
+
+    Raises:
+        UserError: a run that is there was begun with other weights.
+    """
+    weights = base_weights(run.trainer.model, run.recipe)
+    from_chief(run.strategy, lambda: remember_base(run.directory, run.recipe, weights, data_dir))
+    run.trainer.left_out = weights
+    begin(run.trainer.model, run.recipe.seed)
+
+
 def show_run(run: Run, prepared: Prepared, step: int) -> None:
     """What is about to be trained, as a table."""
     examples = prepared.examples("train")
@@ -210,10 +225,10 @@ def show_run(run: Run, prepared: Prepared, step: int) -> None:
     lengths = examples.lengths
     positions = sum(len(rows) * lengths[rows].max(axis=0).sum() for rows in batches)
     tokens = sum(lengths[rows].sum() for rows in batches)
-    parameters = sum(math.prod(variable.shape) for variable in run.trainer.model.trainable_variables)
+    trained, parameters = run.trainer.parameter_counts
     rows = [
         ("recipe", run.recipe.name),
-        ("parameters", f"{parameters:,}"),
+        ("parameters", f"{trained:,} trained of {parameters:,} ({trained / parameters:.2%})"),
         ("vocabulary", f"{prepared.vocabulary_size:,}" if prepared.vocabulary_size else "none"),
         ("examples", describe_examples(examples, run.stream.num_too_long)),
         ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
@@ -247,6 +262,7 @@ def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) ->
     failures = None
     while True:
         load_published(run.recipe, run.trainer.model, data_dir)
+        begin_adapting(run, data_dir)
         state = restore(run)
         state["failures"] = failures or state.get("failures", NO_FAILURES)
         show_run(run, prepared, state["step"])
@@ -365,7 +381,7 @@ def choose(run: Run) -> dict[str, Any]:
         steps = sorted(checkpoint.progress["step"] for checkpoint in best)
         mean = f"mean of steps {', '.join(map(str, steps))}"
         candidates[mean] = average(best)
-        write_variables(run.trainer.model.weights, candidates[mean], mean)
+        write_variables(run.trainer.stored_weights, candidates[mean], mean)
         measured[mean] = run.evaluator(f"evaluate {mean}")[0]
     chosen = max(measured, key=lambda description: score_of(measured[description], name))
     run.checkpoints.choose(candidates[chosen], {"chosen": chosen, "validation": measured[chosen]})
