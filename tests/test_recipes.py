@@ -25,6 +25,7 @@ TINY = {
     "training.evaluate_every_steps": "null",
     "training.schedule.warmup_steps": "1",
     "training.average_checkpoints": "1",
+    "model.pretrained": "null",
     "model.num_layers": "1",
     "model.num_heads": "2",
     "model.hidden_dim": "16",

@@ -97,11 +97,13 @@ def adapted_product(x: tf.Tensor, kernel: tf.Tensor, up: tf.Tensor, down: tf.Ten
         merged = tf.cast(kernel + tf.matmul(up, down), x.dtype)
 
         def backward(upstream):
-            x_gradient = tf.matmul(upstream, merged)
-            with tf.control_dependencies([x_gradient]):  # side by side they would take the cache from each other
-                low_up, low_down = tf.cast(up, x.dtype), tf.cast(down, x.dtype)
-                up_gradient = inner_product(upstream, tf.matmul(x, low_down, transpose_b=True))
-                down_gradient = inner_product(tf.matmul(upstream, low_up), x)
+            low_up, low_down = tf.cast(up, x.dtype), tf.cast(down, x.dtype)
+            up_gradient = inner_product(upstream, tf.matmul(x, low_down, transpose_b=True))
+            down_gradient = inner_product(tf.matmul(upstream, low_up), x)
+            # Side by side they would take the cache from each other; and that of x, which comes last, is left out of
+            # a graph where nothing below is trained.
+            with tf.control_dependencies([up_gradient, down_gradient]):
+                x_gradient = tf.matmul(upstream, merged)
             return x_gradient, tf.cast(up_gradient, up.dtype), tf.cast(down_gradient, down.dtype)
 
         return tf.matmul(x, merged, transpose_b=True), backward
