@@ -85,7 +85,8 @@ def load_base(directory: RunDirectory, recipe: Recipe, model: Any, data_dir: Pat
     if noted is None:
         return ()
     weights, error = base_weights(model, recipe), None
-    for root in dict.fromkeys((None if data_dir is None else str(data_dir), noted["data_dir"])):
+    given = () if data_dir is None else (str(data_dir),)
+    for root in dict.fromkeys((*given, noted["data_dir"])):
         try:
             read_published(noted["source"], None if root is None else Path(root)).assign(model)
         except UserError as missing:

@@ -235,6 +235,7 @@ def compare(recipe: str, as_json: bool, **options: Any) -> None:
 
     \b
     kerasllm compare translate/dates_tiny --over model.dropout=0,0.1 --seeds 3 --run-dir runs/dropout
+    kerasllm compare mine.yaml --over 'tuning={name: full},{name: lora, rank: 8}' --run-dir runs/ways
     kerasllm compare translate/dates_tiny --over training.peak_learning_rate=0.001,0.004 \\
         --over model.num_layers=1,2 --set training.train_steps=500 --target loss=0.5 --run-dir runs/rates
     """
