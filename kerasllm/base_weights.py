@@ -51,13 +51,11 @@ def remember_base(directory: RunDirectory, recipe: Recipe, weights: tuple[Any, .
     """Notes in the manifest of a run what its model builds on, or compares it with what is noted there.
 
     Args:
-        weights: from `base_weights`, with their values; without any nothing is noted.
+        weights: from `base_weights`, with their values.
 
     Raises:
         UserError: the run was begun with others.
     """
-    if not weights:
-        return
     noted, checksum = directory.read_manifest().get(BASE), checksum_of(weights)
     if noted is None:
         root = None if data_dir is None else str(Path(data_dir).absolute())

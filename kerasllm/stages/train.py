@@ -123,7 +123,7 @@ def finish(run: Run, seconds: float) -> dict[str, Any]:
     """Chooses the weights of a run that is trained, and notes in its manifest that it is."""
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
     report["trained_parameters"], report["parameters"] = run.trainer.parameter_counts
-    report["stored_megabytes"] = round(run.checkpoints.chosen_bytes / 1e6, 3)
+    report["stored_megabytes"] = round(run.trainer.stored_megabytes, 3)
     run.directory.write_manifest(finished=report)
     return report
 
@@ -213,7 +213,8 @@ def begin_adapting(run: Run, data_dir: Path | str | None) -> None:
         UserError: a run that is there was begun with other weights.
     """
     weights = base_weights(run.trainer.model, run.recipe)
-    from_chief(run.strategy, lambda: remember_base(run.directory, run.recipe, weights, data_dir))
+    if weights:
+        from_chief(run.strategy, lambda: remember_base(run.directory, run.recipe, weights, data_dir))
     run.trainer.left_out = weights
     begin(run.trainer.model, run.recipe.seed)
 

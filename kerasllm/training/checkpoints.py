@@ -197,11 +197,6 @@ class Checkpoints:
         """Makes these the weights that `evaluate`, `predict` and `export` use."""
         self._write(self.directory / CHOSEN, {"weights": weights}, progress)
 
-    @property
-    def chosen_bytes(self) -> int:
-        """The size of the weights that were chosen."""
-        return (self.directory / CHOSEN / "weights.npz").stat().st_size
-
     def _write(self, target: Path, parts: dict[str, Arrays], progress: dict[str, Any]) -> None:
         needed = sum(array.nbytes for arrays in parts.values() for array in arrays.values())
         with atomic_directory(target, needed, replace=True) as directory:

@@ -92,6 +92,11 @@ class Trainer(keras.Model):
         return trained, sum(math.prod(weight.shape) for weight in weights)
 
     @property
+    def stored_megabytes(self) -> float:
+        """The size of the weights that a checkpoint holds for answers, in millions of bytes."""
+        return sum(math.prod(w.shape) * w.value.dtype.size for w in self.stored_weights) / 1e6
+
+    @property
     def stored_weights(self) -> list[keras.Variable]:
         """The weights of the model that a checkpoint holds."""
         left_out = {id(weight) for weight in self.left_out}
