@@ -242,6 +242,7 @@ def compare(recipe: str, as_json: bool, **options: Any) -> None:
 
     \b
     kerasllm compare translate/dates_tiny --over model.dropout=0,0.1 --seeds 3 --run-dir runs/dropout
+    kerasllm compare mine.yaml --over 'tuning={name: full},{name: lora, rank: 8}' --run-dir runs/ways
     kerasllm compare translate/dates_tiny --over training.peak_learning_rate=0.001,0.004 \\
         --over model.num_layers=1,2 --set training.train_steps=500 --target loss=0.5 --run-dir runs/rates
     """
@@ -296,7 +297,7 @@ def predict(
     load_tensorflow()
     from kerasllm.stages.predict import predict as predict_stage
 
-    answers = predict_stage(run, texts, overrides)
+    answers = predict_stage(run, texts, overrides, data_dir)
     if as_json:
         _report({"predictions": answers}, as_json)
     else:
@@ -337,9 +338,9 @@ def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: P
 
         if overrides:
             raise UserError("--set changes the search of a SavedModel, and huggingface has none; leave it out")
-        _report(export_huggingface(run, to), as_json)
+        _report(export_huggingface(run, to, data_dir), as_json)
         return
-    _report(export_stage(run, to, overrides), as_json)
+    _report(export_stage(run, to, overrides, data_dir), as_json)
     script = min(os.path.relpath(saved_model.__file__), saved_model.__file__, key=len)
     click.echo(f"next: {shlex.join(['python', script, str(to), 'TEXT'])}", err=True)
 

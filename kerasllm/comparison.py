@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ import numpy as np
 from kerasllm.environment import load_tensorflow
 from kerasllm.run_directory import atomic_write_bytes, atomic_write_text
 from kerasllm.training.settings import LOWER_IS_BETTER
-from kerasllm.trials import Trial
+from kerasllm.trials import Trial, as_text
 
 LOSS_TAG = "train/loss"
+SIZES = ("trained_parameters", "parameters", "stored_megabytes")
+"""What a run notes of its weights: how many are trained in some phase, of how many, and the size of the chosen."""
 SMOOTHING_SHARE = 50
 HPARAMS_SUFFIX = ".hparams"
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -71,12 +72,14 @@ class Outcome:
         return reached[0] if reached else None
 
     def figures(self, best_metric: str, target: Target | None) -> dict[str, float | None]:
-        """The numbers of this trial by name; None for a target that was never reached."""
+        """The numbers of this trial by name; None for a target that was never reached, and for what a run of an earlier
+        version did not note."""
         figures = {
             "train_loss": float(self.losses[-1]),
             f"validation_{best_metric}": float(self.finished["validation"][best_metric]),
             "steps": len(self.losses),
             "seconds": self.finished["seconds"],
+            **{name: self.finished.get(name) for name in SIZES},
         }
         if target:
             step = self.first_step_at(target)
@@ -276,7 +279,7 @@ def write_hparams(logs: Path, outcomes: Sequence[Outcome], best_metric: str, tar
         api.hparams_config([api.HParam(key) for key in keys], metrics)
     for outcome in outcomes:
         trial = outcome.trial
-        values = {key: value if _is_plain(value) else json.dumps(value) for key, value in trial.values.items()}
+        values = {key: value if _is_plain(value) else as_text(value) for key, value in trial.values.items()}
         with new_writer(trial.directory.logs_path).as_default(len(outcome.losses)):
             api.hparams({**values, "seed": trial.seed}, trial_id=trial.name)
             for name, value in outcome.figures(best_metric, target).items():

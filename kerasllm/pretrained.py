@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 from kerasllm.data.published import find_run, read_vocabulary, tokenizer_of_run
 from kerasllm.data.settings import TokenizerSettings
 from kerasllm.errors import UserError
-from kerasllm.models.published.config import read_numbers
+from kerasllm.models.published.config import has_pooler, read_numbers
 from kerasllm.models.settings import BertSettings
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, sha256_of_directory
 from kerasllm.task import Task
 from kerasllm.terminal import say
+from kerasllm.trained_run import heads_of, read_source
+from kerasllm.tuning.settings import AdapterSettings, TuningSettings
 
 if TYPE_CHECKING:
     from kerasllm.data.store import Prepared
-    from kerasllm.models.published.bert import PublishedBert
 
 SHAPELESS = ("dropout", "attention_dropout", "initializer_stddev")
 """Settings that no trained weight depends on: here the recipe's own count."""
@@ -56,7 +57,8 @@ def complete_recipe(recipe: Recipe, data_dir: Path | str | None) -> Recipe:
             raise UserError(f"{recipe.place('model', name)}: is {value}, and {source} has {theirs}; leave it out")
     model = type(recipe.model)(**{**trained.model_dump(), **own})
     tokenizer = _tokenizer_of_run(recipe, run, source, root) if run else _published_tokenizer(recipe, source, root)
-    return recipe.model_copy(update={"model": model, "tokenizer": tokenizer})
+    tuning = _tuning(recipe, source, run is not None or has_pooler(source, root))
+    return recipe.model_copy(update={"model": model, "tokenizer": tokenizer, "tuning": tuning})
 
 
 def numbers_of_run(run: RunDirectory) -> BertSettings:
@@ -96,37 +98,12 @@ def load_pretrained(recipe: Recipe, task: Task, data_dir: Path | str | None) -> 
     if source is None:
         return []
     published = read_source(source, Path(data_dir) if data_dir is not None else None)
-    heads, labels = _heads_of(task)
+    heads, labels = heads_of(task)
     found = {name: head for name, head in heads.items() if published.has_head(name, head, labels)}
     published.assign(task.model, found)
     for name in heads:
         say(f"{source}: gives {name}, too" if name in found else f"{source}: has no {name} of this task")
     return [name for name in heads if name not in found]
-
-
-def read_source(source: str, root: Path | None = None) -> PublishedBert:
-    """The weights of a run, those that its training chose, or published ones.
-
-    Raises:
-        UserError: they cannot be read, or are those of no plain `Bert`.
-    """
-    from kerasllm.models.bert import Bert
-    from kerasllm.models.published.bert import published_of, read_published
-
-    directory = find_run(source, root)
-    if directory is None:
-        return read_published(source, root)
-    from kerasllm.trained_run import load_run
-
-    run = load_run(directory.path)
-    if not isinstance(run.model, Bert):
-        raise UserError(f"{source}: its task, {run.recipe.task}, trains no Bert; name a run that does")
-    for variable in run.model.weights:
-        if variable.name == "gate" and float(variable.value) != 1:
-            raise UserError(f"{source}: {variable.path} is {float(variable.value):.3g}, and a plain Bert has no gates; "
-                            "train the run until they are open")  # fmt: skip
-    heads, labels = _heads_of(run.task)
-    return published_of(run.model, source, heads, labels)
 
 
 def take_as_it_is(recipe: Recipe, prepared: Prepared, data_dir: Path | str | None) -> tuple[Any, dict[str, Any]]:
@@ -154,15 +131,6 @@ def take_as_it_is(recipe: Recipe, prepared: Prepared, data_dir: Path | str | Non
     return model, evaluator("evaluate")[0]
 
 
-def _heads_of(task: Task) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The heads of a task by their published names, and their labels; none for a task that has no such name."""
-    try:
-        _, heads, labels = task.published_form()
-    except UserError:
-        return {}, ()
-    return dict(heads), tuple(labels)
-
-
 def _tokenizer_of_run(recipe: Recipe, run: RunDirectory, source: str, root: Path | None) -> TokenizerSettings:
     """That of a run, unless the recipe names one with the same content."""
     theirs = tokenizer_of_run(source, root)
@@ -180,6 +148,16 @@ def _tokenizer_of_run(recipe: Recipe, run: RunDirectory, source: str, root: Path
     if (ours.tokens, ours.normalization()) != (theirs.tokens, theirs.normalization()):
         raise UserError(f"{place}.vocabulary: {settings.vocabulary} is not the vocabulary of {source}; leave it out")
     return settings
+
+
+def _tuning(recipe: Recipe, source: str, has_pooler: bool) -> TuningSettings:
+    """That of the recipe, which now says whether the pooler is trained: if it begins at random."""
+    tuning = recipe.tuning
+    if not isinstance(tuning, AdapterSettings) or tuning.train_pooler:
+        return tuning
+    if not has_pooler and tuning.train_pooler is False:
+        raise UserError(f"{recipe.place('tuning', 'train_pooler')}: is false, but {source} has no pooler; leave it out")
+    return tuning.model_copy(update={"train_pooler": not has_pooler})
 
 
 def _published_tokenizer(recipe: Recipe, source: str, root: Path | None) -> TokenizerSettings:

@@ -24,18 +24,14 @@ import pydantic
 from ruamel.yaml import YAML
 
 import kerasllm.tasks
-from kerasllm.data.settings import (
-    AugmentationSettings,
-    BatchingSettings,
-    CleaningSettings,
-    DataSettings,
-    TokenizerSettings,
-)
+from kerasllm.data.settings import AugmentationSettings, BatchingSettings, CleaningSettings, TokenizerSettings
+from kerasllm.data.source_settings import DataSettings
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.run_directory import atomic_write_bytes
 from kerasllm.settings import Document, Settings, apply_overrides, build_settings, load_document
 from kerasllm.training.settings import TrainingSettings
 from kerasllm.training.tick_settings import TickSettings
+from kerasllm.tuning.settings import FullSettings, TuningSettings
 
 INSTALLED, CHECKOUT = (folder / "recipes" for folder in Path(__file__).parents[:2])
 RECIPES = INSTALLED if INSTALLED.is_dir() else CHECKOUT
@@ -55,6 +51,8 @@ class Recipe(Settings):
     batching: BatchingSettings = BatchingSettings()
     augmentation: tuple[AugmentationSettings, ...] = ()
     """What changes training examples, one after the other, in each epoch in another way."""
+    tuning: TuningSettings = FullSettings()
+    """How the model is adapted, by name: see `tuning/settings.py`."""
     training: TrainingSettings
     ticks: tuple[TickSettings, ...] = ()
     """The timeline of the training: when something changes, and what."""

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kerasllm.data.published import find_run
 from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import Recipe, load_recipe
@@ -17,6 +18,8 @@ from kerasllm.terminal import progress
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from kerasllm.models.published.bert import PublishedBert
 
 BATCH_SIZE = 64
 
@@ -43,25 +46,41 @@ def build_task(recipe: Recipe, directory: Path) -> Task:
 
 
 def build_model(task: Task, recipe: Recipe) -> Any:
-    """The model of a task, with gates where the timeline of the recipe blends layers of normalization in or out."""
+    """The model of a task, adapted as the recipe says, with gates where its timeline blends layers of normalization in
+    or out.
+
+    Raises:
+        UserError: the section `tuning` does not fit the model.
+    """
     from kerasllm.layers.normalization import gated_normalization
     from kerasllm.training.normalization_gates import gated_layers
+    from kerasllm.tuning.adaptation import adapt
 
     with gated_normalization(gated_layers(recipe.ticks)):
-        return task.build_model()
+        model = task.build_model()
+    try:
+        adapt(model, recipe.tuning)
+    except UserError as error:
+        key, _, what = str(error).partition(": ")
+        raise UserError(f"{recipe.place('tuning', key)}: {what}") from error
+    return model
 
 
-def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
-    """Build the task and the model of a run, with the weights that its training chose.
+def load_run(run_dir: Path | str, overrides: Sequence[str] = (), data_dir: Path | str | None = None) -> TrainedRun:
+    """Build the task and the model of a run, with the weights that its training chose; LoRA is merged into them.
 
     Args:
         run_dir: the run directory; its recipe is the one that is used.
         overrides: `section.key=value`, such as `generation.beam_size=1`.
+        data_dir: where the published weights lie that the run builds on; by default where they lay in training.
 
     Raises:
-        UserError: no run there, an override that is wrong, no tokenizer or checkpoint that can be read.
+        UserError: no run there, an override that is wrong, no tokenizer or checkpoint that can be read, or published
+            weights that are not there or have changed.
     """
+    from kerasllm.base_weights import load_base
     from kerasllm.training.checkpoints import load_weights
+    from kerasllm.tuning.adaptation import merge
 
     directory = RunDirectory(run_dir)
     if not directory.exists():
@@ -69,8 +88,43 @@ def load_run(run_dir: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     recipe = load_recipe(directory.recipe_path, overrides)
     task = build_task(recipe, directory.path)
     model = build_model(task, recipe)
-    progress = load_weights(model, directory)
+    progress = load_weights(model, directory, load_base(directory, recipe, model, data_dir, read_source))
+    merge(model)
     return TrainedRun(directory, recipe, task, model, progress)
+
+
+def heads_of(task: Task) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The heads of a task by their published names, and their labels; none for a task that has no such name."""
+    try:
+        _, heads, labels = task.published_form()
+    except UserError:
+        return {}, ()
+    return dict(heads), tuple(labels)
+
+
+def read_source(source: str, root: Path | None = None) -> PublishedBert:
+    """The weights of a run, those that its training chose, or published ones.
+
+    Raises:
+        UserError: they cannot be read, or are those of no plain `Bert`.
+    """
+    from kerasllm.models.bert import Bert
+    from kerasllm.models.published.bert import published_of, read_published
+
+    directory = find_run(source, root)
+    if directory is None:
+        return read_published(source, root)
+    run = load_run(directory.path)
+    if not isinstance(run.model, Bert):
+        raise UserError(f"{source}: its task, {run.recipe.task}, trains no Bert; name a run that does")
+    if run.recipe.tuning.name in ("prompt", "prefix"):
+        raise UserError(f"{source}: was adapted by a {run.recipe.tuning.name}, which a plain Bert has no place for")
+    for variable in run.model.weights:
+        if variable.name == "gate" and float(variable.value) != 1:
+            raise UserError(f"{source}: {variable.path} is {float(variable.value):.3g}, and a plain Bert has no gates; "
+                            "train the run until they are open")  # fmt: skip
+    heads, labels = heads_of(run.task)
+    return published_of(run.model, source, heads, labels)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasllm.errors import UserError
+from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory
 from kerasllm.settings import parse_values
@@ -50,12 +51,16 @@ class Trial:
         return json.loads(path.read_text("utf-8")).get("finished") if path.exists() else None
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value of a setting for people; a section is shown by its name: `lora(rank=8, alpha=16)`."""
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        others = ", ".join(f"{key}={as_text(each)}" for key, each in value.items() if key != "name")
+        return f"{value['name']}({others})" if others else value["name"]
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_over(over: Sequence[str]) -> dict[str, list[Any]]:
-    """`key=a,b` options -> key -> its values.
+    """`key=a,b` options -> key -> its values, which may be sections: `tuning={name: full},{name: lora, rank: 4}`.
 
     Raises:
         UserError: one is not of that form, or a key or value comes twice.
@@ -71,7 +76,7 @@ def read_over(over: Sequence[str]) -> dict[str, list[Any]]:
         if key == "seed":
             raise UserError("--over seed: seeds are varied by --seeds NUMBER")
         swept[key] = parse_values(values, f"--over {text}")
-        texts = [_as_text(value) for value in swept[key]]
+        texts = [as_text(value) for value in swept[key]]
         twice = next((each for each in texts if texts.count(each) > 1), None)
         if twice is not None:
             raise UserError(f"--over {key}: the value {twice} is given twice")
@@ -92,9 +97,15 @@ def directory_name(text: str) -> str:
 
 
 def plan_trials(
-    base: Recipe, path: str, over: Sequence[str], num_seeds: int, directory: Path, overrides: Sequence[str]
+    base: Recipe,
+    path: str,
+    over: Sequence[str],
+    num_seeds: int,
+    directory: Path,
+    overrides: Sequence[str],
+    data_dir: Path | str | None = None,
 ) -> list[Trial]:
-    """All combinations of the values and seeds, each with its validated recipe.
+    """All combinations of the values and seeds, each with its validated recipe, as the run of the trial will have it.
 
     Raises:
         UserError: a key or a value that the recipe cannot have, or one that is given twice.
@@ -104,12 +115,12 @@ def plan_trials(
     trials = []
     for combination in itertools.product(*swept.values()):
         values = dict(zip(swept, combination, strict=True))
-        label = ", ".join(f"{names[key]}={_as_text(value)}" for key, value in values.items())
+        label = ", ".join(f"{names[key]}={as_text(value)}" for key, value in values.items())
         sets = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         for seed in range(base.seed, base.seed + num_seeds):
             all_sets = (*overrides, *sets, f"seed={seed}")
             try:
-                loaded = load_recipe(path, all_sets)
+                loaded = complete_recipe(load_recipe(path, all_sets), data_dir)
             except UserError as error:  # the recipe without these values was sound
                 raise UserError(str(error).replace("--set", "--over")) from error
             name = directory_name(f"{label}, seed={seed}")

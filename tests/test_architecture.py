@@ -41,6 +41,8 @@ LEVELS = {
     "first_reader": 4,
     "first_encoder": 4,
     "first_classifier": 4,
+    "base_weights": 4,
+    "run_table": 4,
     "incident_report": 4,
     "serving": 4,
     "stages": 5,

@@ -179,7 +179,7 @@ def test_each_command_passes_its_arguments_and_names_the_next(run, stages, tmp_p
     _, _, err = run("train", "r.yaml", "--run-dir", "runs/my run", "--set", "seed=6", *data)
     assert err == f"next: kerasllm evaluate 'runs/my run' --data-dir {tmp_path}\n"
     run("evaluate", "runs/x", "--split", "validation", "--set", "generation.beam_size=1", *data)
-    run("predict", "runs/x", "a", "b c")
+    run("predict", "runs/x", "a", "b c", *data)
     _, _, err = run("export", "runs/x", "--to", "saved_models/x")
     assert err.startswith("next: python ")
     assert "saved_model.py saved_models/x TEXT" in err
@@ -188,8 +188,8 @@ def test_each_command_passes_its_arguments_and_names_the_next(run, stages, tmp_p
     assert (train[0].seed, str(train[1]), train[2]) == (6, "runs/my run", tmp_path)
     assert [(name, *map(str, arguments)) for name, arguments in others] == [
         ("evaluate", "runs/x", "validation", str(tmp_path), "('generation.beam_size=1',)"),
-        ("predict", "runs/x", "('a', 'b c')", "()"),
-        ("export", "runs/x", "saved_models/x", "()"),
+        ("predict", "runs/x", "('a', 'b c')", "()", str(tmp_path)),
+        ("export", "runs/x", "saved_models/x", "()", "None"),
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
-from kerasllm.trials import check_trials, directory_name, plan_trials, read_over, short_names
+from kerasllm.trials import as_text, check_trials, directory_name, plan_trials, read_over, short_names
 
 RECIPE = """\
 task: translate
@@ -79,6 +79,18 @@ def test_a_mistake_in_set_is_not_blamed_on_over(plan):
 
 def test_values_are_read_as_yaml():
     assert read_over(["a.b=1,1e-3,null,{c: 2},x"]) == {"a.b": [1, 0.001, None, {"c": 2}, "x"]}
+
+
+def test_a_section_is_shown_by_its_name(plan):
+    trials = plan("training.schedule={name: cosine, warmup_steps: 1},{name: constant}", "tuning.name=full,lora")
+    assert [trial.label for trial in trials] == [
+        f"schedule={schedule}, tuning={tuning}"
+        for schedule in ("cosine(warmup_steps=1)", "constant")
+        for tuning in ("full", "lora")
+    ]
+    assert trials[3].name == "schedule=constant,tuning=lora,seed=7"
+    assert as_text({"name": "r_drop", "around": {"name": "fgm", "epsilon": 1.0}}) == "r_drop(around=fgm(epsilon=1.0))"
+    assert as_text({"source": "a"}) == '{"source": "a"}'
 
 
 def test_short_names_tell_keys_apart():

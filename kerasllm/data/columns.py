@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kerasllm.data.conll import is_conll
-from kerasllm.data.settings import TABLE_KINDS, table_kind
+from kerasllm.data.source_settings import TABLE_KINDS, table_kind
 from kerasllm.data.squad import is_squad
 from kerasllm.data.tables import as_text, read_rows
 from kerasllm.errors import UserError, did_you_mean

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasllm.data.cleaning import Cleaner, CleaningReport, build_cleaner, format_report
 from kerasllm.data.published import fingerprint, tokenizer_of_run
-from kerasllm.data.settings import (
+from kerasllm.data.settings import CleaningSettings, TokenizerSettings
+from kerasllm.data.source_settings import (
     BuiltInSettings,
-    CleaningSettings,
     DataSettings,
     DocumentsSettings,
     NoDataSettings,
     ParallelTextSettings,
     SquadSettings,
-    TokenizerSettings,
 )
 from kerasllm.data.sources import Record, read_records, source_files, source_fingerprint
 from kerasllm.data.store import MANIFEST, RECORD, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
@@ -164,7 +163,7 @@ def _train_tokenizer(
     data_dir: Path | None,
     with_mask: bool,
 ) -> "Tokenizer":
-    from kerasllm.data.tokenizers import train_tokenizer
+    from kerasllm.data.tokenizer_training import train_tokenizer
 
     def counted(texts: Iterator[str]) -> Iterator[str]:
         for text in texts:

@@ -15,7 +15,7 @@ import numpy as np
 
 from kerasllm.data.conll import TAGS, read_conll
 from kerasllm.data.documents import split_documents
-from kerasllm.data.settings import (
+from kerasllm.data.source_settings import (
     BuiltInSettings,
     ConllSettings,
     DataSettings,

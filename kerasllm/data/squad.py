@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kerasllm.data.settings import TABLE_KINDS, table_kind
+from kerasllm.data.source_settings import TABLE_KINDS, table_kind
 from kerasllm.data.tables import read_lines
 from kerasllm.errors import UserError
 

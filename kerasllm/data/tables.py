@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kerasllm.data.settings import table_kind
+from kerasllm.data.source_settings import table_kind
 from kerasllm.errors import UserError, did_you_mean
 
 Row = tuple[int, Mapping[str, Any]]

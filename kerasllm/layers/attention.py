@@ -72,6 +72,9 @@ class SelfAttention(keras.layers.Layer):
         dropout: rate applied to the attention probabilities.
         initializer_stddev: of the weights; None for Glorot's.
 
+    Attributes:
+        prefix: None, or the function of key, value and mask that puts further ones in front of them.
+
     Raises:
         ValueError: `num_heads` does not divide `hidden_dim`.
 
@@ -93,7 +96,10 @@ class SelfAttention(keras.layers.Layer):
             # Glorot's limit belongs to each of the three D x D matrices, and not to the fused D x 3D one.
             limit = (3.0 / hidden_dim) ** 0.5
             initializer = keras.initializers.RandomUniform(-limit, limit)
-        self.query_key_value = Projection(3 * hidden_dim, kernel_initializer=initializer, name="query_key_value")
+        self.query_key_value = Projection(
+            3 * hidden_dim, kernel_initializer=initializer, parts=("query", "key", "value"), name="query_key_value"
+        )
+        self.prefix = None
         self.dropout = Dropout(dropout, name="dropout")
         output_initializer = truncated_normal(initializer_stddev)
         self.output_projection = Projection(hidden_dim, kernel_initializer=output_initializer, name="output")
@@ -102,7 +108,7 @@ class SelfAttention(keras.layers.Layer):
         self.query_key_value.build(input_shape)
         self.output_projection.build(input_shape)
 
-    def call(self, x, attention_mask=None, cache=None, slot=None, training: bool = False):
+    def call(self, x, attention_mask=None, cache=None, slot=None, wanted=None, training: bool = False):
         """Lets every position of x see the positions that the mask allows.
 
         Args:
@@ -110,14 +116,20 @@ class SelfAttention(keras.layers.Layer):
             attention_mask: bool that broadcasts to [B, H, T, T], or to [B, H, T, slots] with a cache.
             cache: None, or keys and values [B, H, slots, K] of tokens before, from `empty_cache`.
             slot: int32 scalar, the first of the T slots of the cache that x is written to.
+            wanted: int32 [B, P], the positions of x that look at the others, where not all do; the mask must then be
+                the same for all of them.
 
         Returns:
-            [B, T, D], and the cache with x in it (None without a cache).
+            [B, T, D], or [B, P, D] of those positions, and the cache with x in it (None without a cache).
         """
         query, key, value = self.heads.split(self.query_key_value(x), 3)  # 3 x [B, H, T, K]
+        if wanted is not None:
+            query = tf.transpose(tf.gather(tf.transpose(query, [0, 2, 1, 3]), wanted, batch_dims=1), [0, 2, 1, 3])
         if cache is not None:
             cache = (write_to_cache(cache[0], key, slot), write_to_cache(cache[1], value, slot))
             key, value = cache
+        if self.prefix is not None:
+            key, value, attention_mask = self.prefix(key, value, attention_mask)
         attended = attend(query, key, value, attention_mask, lambda p: self.dropout(p, training=training))
         return self.output_projection(self.heads.join(attended)), cache
 
@@ -145,7 +157,10 @@ class CrossAttention(keras.layers.Layer):
         limit = (3.0 / hidden_dim) ** 0.5
         self.query = Projection(hidden_dim, name="query")
         self.key_value = Projection(
-            2 * hidden_dim, kernel_initializer=keras.initializers.RandomUniform(-limit, limit), name="key_value"
+            2 * hidden_dim,
+            kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+            parts=("key", "value"),
+            name="key_value",
         )
         self.dropout = Dropout(dropout, name="dropout")
         self.output_projection = Projection(hidden_dim, name="output")

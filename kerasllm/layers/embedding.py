@@ -71,7 +71,7 @@ class TokenEmbedding(keras.layers.Layer):
         """x: [B, T, D] -> float32 [B, T, V]."""
         table = tf.cast(tf.convert_to_tensor(self.table), self.compute_dtype)
         x_rows = tf.cast(tf.reshape(x, [-1, self.hidden_dim]), self.compute_dtype)
-        flat = tf.cast(product(x_rows, table), tf.float32)
+        flat = tf.cast(product(x_rows, table, self.table.trainable), tf.float32)
         return tf.reshape(flat, [tf.shape(x)[0], -1, self.vocabulary_size])
 
 
@@ -138,7 +138,7 @@ class SegmentEmbedding(keras.layers.Layer):
             return table[0]
         # A product: the gradient of a lookup would add all positions to the same few rows one after the other.
         chosen = tf.one_hot(tf.reshape(segment_ids, [-1]), self.num_segments, dtype=table.dtype)  # [B * T, G]
-        vectors = product(chosen, tf.transpose(table))
+        vectors = product(chosen, tf.transpose(table), self.table.trainable)
         return tf.reshape(vectors, tf.concat([tf.shape(segment_ids), [self.hidden_dim]], axis=0))
 
 

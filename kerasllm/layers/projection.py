@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
@@ -22,11 +24,23 @@ class Projection(keras.layers.Layer):
         units: size of the last axis of the result.
         use_bias: add `b`.
         kernel_initializer: Keras initializer or name; kernel has shape [units, inputs].
+        parts: where one product makes several things of the same size, the name of each, in their order.
+
+    Attributes:
+        adapter: None, or the function of x [N, inputs] that gives [N, units] in place of the product with the kernel.
     """
 
-    def __init__(self, units: int, use_bias: bool = True, kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(
+        self,
+        units: int,
+        use_bias: bool = True,
+        kernel_initializer="glorot_uniform",
+        parts: Sequence[str] = (),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.units = units
+        self.units, self.parts = units, tuple(parts)
+        self.adapter = None
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
@@ -38,7 +52,11 @@ class Projection(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """x: [..., inputs] -> [..., units]."""
-        y = product(tf.reshape(x, [-1, x.shape[-1]]), tf.convert_to_tensor(self.kernel))
+        rows = tf.reshape(x, [-1, x.shape[-1]])
+        if self.adapter is None:
+            y = product(rows, tf.convert_to_tensor(self.kernel), self.kernel.trainable)
+        else:
+            y = self.adapter(rows)
         if self.use_bias:
             y = tf.nn.bias_add(y, tf.convert_to_tensor(self.bias))
         result = tf.reshape(y, tf.concat([tf.shape(x)[:-1], [self.units]], axis=0))
@@ -46,8 +64,21 @@ class Projection(keras.layers.Layer):
         return result
 
 
-def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """x: [N, inputs], kernel: [units, inputs] -> [N, units]; the gradient takes the fastest way there is on a CPU."""
+def product(x: tf.Tensor, kernel: tf.Tensor, trains_kernel: bool = True) -> tf.Tensor:
+    """The product with a kernel; its gradient takes the fastest way there is on a CPU.
+
+    Args:
+        x: [N, inputs].
+        kernel: [units, inputs].
+        trains_kernel: False computes no gradient of it, which is half of the work.
+
+    Returns:
+        [N, units]
+    """
+
+    @tf.custom_gradient
+    def multiplied_by_frozen(x):
+        return tf.matmul(x, kernel, transpose_b=True), lambda upstream: tf.matmul(upstream, kernel)
 
     @tf.custom_gradient
     def multiplied(x, kernel):
@@ -58,7 +89,7 @@ def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
         return tf.matmul(x, kernel, transpose_b=True), backward
 
-    return multiplied(x, kernel)
+    return multiplied(x, kernel) if trains_kernel else multiplied_by_frozen(x)
 
 
 def inner_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -32,11 +32,27 @@ class Residual(keras.layers.Layer):
     def build(self, input_shape):
         self.normalization.build(input_shape)
 
-    def call(self, x: tf.Tensor, part: Callable[[tf.Tensor], tf.Tensor], training: bool = False) -> tf.Tensor:
-        """x: [B, T, D]; part: function [B, T, D] -> [B, T, D]."""
+    def call(
+        self,
+        x: tf.Tensor,
+        part: Callable[[tf.Tensor], tf.Tensor],
+        wanted: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> tf.Tensor:
+        """Adds `part` of x to x.
+
+        Args:
+            x: [B, T, D].
+            part: function [B, T, D] -> [B, T, D]; or [B, P, D], for the places that are wanted.
+            wanted: int32 [B, P], or None for all places.
+
+        Returns:
+            [B, T, D], or [B, P, D].
+        """
+        kept = x if wanted is None else tf.gather(x, wanted, batch_dims=1)
         if self.pre_norm:
-            return x + self.dropout(part(self.normalization(x)), training=training)
-        return self.normalization(x + self.dropout(part(x), training=training))
+            return kept + self.dropout(part(self.normalization(x)), training=training)
+        return self.normalization(kept + self.dropout(part(x), training=training))
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -95,7 +111,17 @@ class TransformerBlock(keras.layers.Layer):
         for part in parts:
             part.build(input_shape)
 
-    def call(self, x, attention_mask, context=None, context_mask=None, cache=None, slot=None, training: bool = False):
+    def call(
+        self,
+        x,
+        attention_mask,
+        context=None,
+        context_mask=None,
+        cache=None,
+        slot=None,
+        wanted=None,
+        training: bool = False,
+    ):
         """One block.
 
         Args:
@@ -104,21 +130,23 @@ class TransformerBlock(keras.layers.Layer):
                 cache).
             context: keys and values [B, H, S, K] to attend to, from `cross_attention.project_context`.
             context_mask: what each token sees of the context, bool that broadcasts to [B, H, T, S].
-            cache, slot: as in `SelfAttention`.
+            cache, slot, wanted: as in `SelfAttention`.
 
         Returns:
-            [B, T, D], and the cache with x in it (None without a cache).
+            [B, T, D], or [B, P, D] of the places that are wanted, and the cache with x in it (None without a cache).
         """
 
         def attend_to_self(y):
             nonlocal cache
-            y, cache = self.self_attention(y, attention_mask=attention_mask, cache=cache, slot=slot, training=training)
+            y, cache = self.self_attention(
+                y, attention_mask=attention_mask, cache=cache, slot=slot, wanted=wanted, training=training
+            )
             return y
 
         def attend_to_context(y):
             return self.cross_attention(y, context, attention_mask=context_mask, training=training)
 
-        x = self.self_attention_residual(x, part=attend_to_self, training=training)
+        x = self.self_attention_residual(x, part=attend_to_self, wanted=wanted, training=training)
         if self.cross_attention is not None:
             x = self.cross_attention_residual(x, part=attend_to_context, training=training)
         x = self.feed_forward_residual(x, part=lambda y: self.feed_forward(y, training=training), training=training)

@@ -42,6 +42,9 @@ class Bert(keras.Model):
         epsilon: of the normalizations.
         initializer_stddev: of the weights at first.
 
+    Attributes:
+        prompt: None, or the function of vectors [B, T, D] and their mask that puts learnt ones in front of them.
+
     Raises:
         ValueError: `num_heads` does not divide `hidden_dim`.
 
@@ -102,20 +105,22 @@ class Bert(keras.Model):
             for index in range(num_layers)
         ]
         self.pooler = Projection(hidden_dim, kernel_initializer=truncated_normal(stddev), name="pooler")
+        self.prompt = None
         for layer in (self.embedding_norm, *self.blocks, self.pooler):
             layer.build((None, None, hidden_dim))  # now, so that weights can be loaded and counted before any call
         self.active_records = ActiveRecords()
         self.built = True
 
-    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """A vector for each token.
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False, wanted: tf.Tensor | None = None) -> tf.Tensor:
+        """A vector for each token, or for those that are wanted.
 
         Args:
             inputs: `token_ids` int32 [B, T], 0 at padding, and if there are several segments `segment_ids` int32
                 [B, T].
+            wanted: int32 [B, P], places in [0, T): the last block computes no other vectors. None wants all.
 
         Returns:
-            [B, T, D]; what stands at padding means nothing.
+            [B, T, D], or [B, P, D]; what stands at padding means nothing.
         """
         token_ids = inputs["token_ids"]
         is_token = token_ids != 0
@@ -123,14 +128,22 @@ class Bert(keras.Model):
         x = self.embedding(token_ids) + (
             self.positions(tf.range(tf.shape(token_ids)[1])) + self.segments(inputs.get("segment_ids"))
         )  # [B, T, D]
+        if self.prompt is not None:
+            x, mask = self.prompt(x, mask)  # [B, P + T, D]
         x = self.embedding_dropout(self.embedding_norm(x), training=training)
+        start = tf.shape(x)[1] - tf.shape(token_ids)[1]  # of the tokens, after a prompt
+        places = None if wanted is None else wanted + start
         states = [x]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x, _ = block(x, attention_mask=mask, training=training)
             states.append(x)
-        for record in self.active_records.lists:
-            record.extend((state, is_token) for state in states)
-        return x
+        if self.active_records.lists:  # of all tokens
+            x, _ = self.blocks[-1](x, attention_mask=mask, training=training)
+            for record in self.active_records.lists:
+                record.extend((state[:, start:], is_token) for state in (*states, x))
+            return x[:, start:] if wanted is None else tf.gather(x, places, batch_dims=1)
+        x, _ = self.blocks[-1](x, attention_mask=mask, wanted=places, training=training)
+        return x[:, start:] if wanted is None and self.prompt is not None else x
 
     @contextmanager
     def recorded_hidden(self) -> Iterator[list[tuple[tf.Tensor, tf.Tensor]]]:
@@ -146,3 +159,8 @@ class Bert(keras.Model):
     def pooled(self, hidden: tf.Tensor) -> tf.Tensor:
         """hidden: [B, T, D], from `call` -> [B, D], one vector for the sequence, made of that of its first token."""
         return tf.tanh(self.pooler(hidden[:, 0]))
+
+    def summary_of(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """`pooled` of a sequence alone, [B, D], at less cost than from the vectors of all tokens."""
+        first = tf.zeros([tf.shape(inputs["token_ids"])[0], 1], tf.int32)
+        return self.pooled(self(inputs, training=training, wanted=first))

@@ -29,13 +29,14 @@ from kerasllm.comparison import (
 from kerasllm.data.preparation import prepare_data
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
-from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.settings import LOWER_IS_BETTER
 from kerasllm.trials import Trial, check_trials, plan_trials
 
 POLL_SECONDS = 0.2
+SIZES = {"trained": "trained_parameters", "of parameters": "parameters", "MB stored": "stored_megabytes"}
+"""Column -> figure."""
 PREPARED_FROM = ("task", "data", "cleaning", "tokenizer")
 
 
@@ -75,7 +76,7 @@ def compare(
     directory = Path(run_dir)
     base = load_recipe(recipe, overrides)
     wanted = read_target(target, base) if target else None
-    trials = plan_trials(base, recipe, over, num_seeds, directory, overrides)
+    trials = plan_trials(base, recipe, over, num_seeds, directory, overrides, data_dir)
     check_trials(trials)
     prepare_all(trials, data_dir)
     failed = run_trials(trials, recipe, jobs, data_dir)
@@ -107,12 +108,11 @@ def prepare_all(trials: Sequence[Trial], data_dir: Path | str | None) -> None:
     Raises:
         UserError: bad input.
     """
-    recipes = [complete_recipe(trial.recipe, data_dir) for trial in trials]
 
     def read_of(recipe: Recipe) -> list[Any]:
         return [*(recipe.dump()[part] for part in PREPARED_FROM), recipe.task_class.encoding_settings(recipe)]
 
-    distinct = {json.dumps(read_of(recipe)): recipe for recipe in recipes}
+    distinct = {json.dumps(read_of(trial.recipe)): trial.recipe for trial in trials}
     for recipe in distinct.values():
         prepare_data(recipe, data_dir)
 
@@ -227,12 +227,20 @@ def report(
 
 
 def show_settings(settings: Sequence[dict[str, Any]], best_metric: str, target: Target | None, num_seeds: int) -> None:
-    """Shows one line for each setting, the best first; a spread is the standard deviation over the seeds."""
+    """Shows one line for each setting, the best first; a spread is the standard deviation over the seeds.
+
+    What is trained and stored is shown where the settings differ in it, or in how they adapt a model.
+    """
     figures = {"train loss": "train_loss", best_metric: f"validation_{best_metric}"}
     if target:
         figures |= {f"steps to {target}": "steps_to_target", "seconds to it": "seconds_to_target"}
     else:
         figures["seconds"] = "seconds"
+    are_ways_to_adapt = any(key.partition(".")[0] == "tuning" for key in settings[0]["values"])
+    for column, name in SIZES.items():
+        found = {setting[name]["mean"] for setting in settings}
+        if None not in found and (len(found) > 1 or are_ways_to_adapt):
+            figures[column] = name
     sign = 1 if best_metric in LOWER_IS_BETTER else -1
 
     def badness(setting: dict[str, Any]) -> float:
@@ -253,4 +261,5 @@ def _as_figure(figure: dict[str, Any], trials: int) -> str:
         return "never"
     spread = f" ± {figure['spread']:.2g}" if figure["spread"] is not None else ""
     share = f" ({figure['count']} of {trials})" if figure["count"] < trials else ""
-    return f"{figure['mean']:.4g}{spread}{share}"
+    mean = f"{figure['mean']:,.0f}" if figure["mean"] >= 1e4 else f"{figure['mean']:.4g}"
+    return f"{mean}{spread}{share}"

@@ -91,7 +91,7 @@ def evaluate(
     Raises:
         UserError: no such run or split, or data that the run was not trained on.
     """
-    run = load_run(run_dir, overrides)
+    run = load_run(run_dir, overrides, data_dir)
     prepared = prepare_data(run.recipe, data_dir)
     check_vocabulary(run.directory, prepared)
     examples = prepared.examples(split)

@@ -227,12 +227,13 @@ def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
     }
 
 
-def export_huggingface(run_dir: Path | str, to: Path | str) -> dict[str, Any]:
+def export_huggingface(run_dir: Path | str, to: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
     """Write the model of a run as a directory that `transformers` loads, and read it back.
 
     Args:
         run_dir: the run directory, of a task with a `Bert` that reads WordPiece.
         to: a directory that does not exist yet.
+        data_dir: where the published weights lie that the run builds on, if it does.
 
     Returns:
         `path`, `bytes`, `architecture` and `num_tensors`.
@@ -242,7 +243,12 @@ def export_huggingface(run_dir: Path | str, to: Path | str) -> dict[str, Any]:
     """
     from kerasllm.models.published.bert import published_of, read_published, write_huggingface
 
-    run, target = load_run(run_dir), Path(to)
+    run, target = load_run(run_dir, data_dir=data_dir), Path(to)
+    if run.recipe.tuning.name in ("prompt", "prefix"):
+        raise UserError(
+            f"{run_dir}: has learnt a {run.recipe.tuning.name}, and Hugging Face's Bert has no place for one; "
+            "export it as a SavedModel"
+        )
     architecture, heads, labels = run.task.published_form()
     vocabulary = getattr(run.task.tokenizer, "vocabulary", None)
     if vocabulary is None:
@@ -257,13 +263,16 @@ def export_huggingface(run_dir: Path | str, to: Path | str) -> dict[str, Any]:
     return {"path": str(target), "bytes": size, "architecture": architecture, "num_tensors": len(written)}
 
 
-def export(run_dir: Path | str, to: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def export(
+    run_dir: Path | str, to: Path | str, overrides: Sequence[str] = (), data_dir: Path | str | None = None
+) -> dict[str, Any]:
     """Publish the model of a run as the next version of `to`, after a fresh process gave the same answers.
 
     Args:
         run_dir: the run directory.
         to: `saved_models/NAME`, for its next version; or a version in it that does not exist yet.
         overrides: `section.key=value`, such as `generation.beam_size=1`.
+        data_dir: where the published weights lie that the run builds on, if it does.
 
     Returns:
         `path`, `version`, `bytes`, `seconds`, `endpoints`, and `num_verified`, the number of records compared.
@@ -279,7 +288,7 @@ def export(run_dir: Path | str, to: Path | str, overrides: Sequence[str] = ()) -
     is_new = not target.parent.exists()
     try:
         with tf.device(DEVICE):
-            run = load_run(run_dir, overrides)
+            run = load_run(run_dir, overrides, data_dir)
         report = publish(run, target)
     except BaseException:
         if is_new:

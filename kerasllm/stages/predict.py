@@ -8,13 +8,16 @@ from kerasllm.errors import UserError
 from kerasllm.trained_run import answer_texts, load_run
 
 
-def predict(run_dir: Path | str, texts: Iterable[str], overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+def predict(
+    run_dir: Path | str, texts: Iterable[str], overrides: Sequence[str] = (), data_dir: Path | str | None = None
+) -> list[dict[str, Any]]:
     """Answer texts with the trained model of a run.
 
     Args:
         run_dir: the run directory.
         texts: raw texts, as a person writes them; for a task with several inputs all of them, with TAB between them.
         overrides: `section.key=value`, such as `generation.beam_size=1`.
+        data_dir: where the published weights lie that the run builds on, if it does.
 
     Returns:
         One `{"source": text, "text": answer, "score": ...}` per text, in their order: the outputs of the task, of which
@@ -23,7 +26,7 @@ def predict(run_dir: Path | str, texts: Iterable[str], overrides: Sequence[str] 
     Raises:
         UserError: the run cannot be loaded, or a text has another number of parts than the task has inputs.
     """
-    run = load_run(run_dir, overrides)
+    run = load_run(run_dir, overrides, data_dir)
     texts, fields = list(texts), list(run.task.inputs.values())
     rows = [text.split("\t") if len(fields) > 1 else [text] for text in texts]
     for number, row in enumerate(rows, start=1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from contextlib import closing
 from functools import partial
@@ -15,6 +14,7 @@ import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
 import kerasllm
+from kerasllm.base_weights import base_weights, remember_base
 from kerasllm.cluster import (
     from_chief,
     is_alone,
@@ -25,7 +25,7 @@ from kerasllm.cluster import (
     wait_until_visible,
 )
 from kerasllm.data.preparation import prepare_data
-from kerasllm.data.store import Examples, Prepared
+from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
@@ -39,12 +39,14 @@ from kerasllm.run_directory import (
     naming_the_target,
     remove_leftovers,
 )
-from kerasllm.terminal import be_quiet, progress, say, show_table
+from kerasllm.run_table import show_run
+from kerasllm.terminal import be_quiet, progress, say
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, read_variables, write_variables
 from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
 from kerasllm.training.ticks import Ticking
 from kerasllm.training_run import Run, build_run
+from kerasllm.tuning.adaptation import begin
 
 NUM_SAMPLES = 8
 LOG_QUEUE = 1000
@@ -139,6 +141,8 @@ def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: P
 def finish(run: Run, seconds: float) -> dict[str, Any]:
     """Chooses the weights of a run that is trained, and notes in its manifest that it is."""
     report = {"steps": run.trainer.optimizer.iterations.numpy().item(), "seconds": round(seconds, 1), **choose(run)}
+    report["trained_parameters"], report["parameters"] = run.trainer.parameter_counts
+    report["stored_megabytes"] = round(run.trainer.stored_megabytes, 3)
     run.directory.write_manifest(finished=report)
     return report
 
@@ -220,7 +224,7 @@ def restore(run: Run) -> dict[str, Any]:
         checkpoint = run.checkpoints.named(name)
         if not is_chief(run.strategy):
             wait_until_visible(checkpoint.path, checkpoint.is_whole)
-        write_variables(run.trainer.model.weights, checkpoint.load("weights"), str(checkpoint.path))
+        write_variables(run.trainer.stored_weights, checkpoint.load("weights"), str(checkpoint.path))
         run.trainer.start_averages()
         write_variables(run.trainer.state_variables, checkpoint.load("state"), str(checkpoint.path))
         state = checkpoint.progress
@@ -231,33 +235,17 @@ def restore(run: Run) -> dict[str, Any]:
     return state
 
 
-def show_run(run: Run, prepared: Prepared, step: int) -> None:
-    """What is about to be trained, as a table."""
-    examples = prepared.examples("train")
-    batches = run.stream.batches(0)
-    lengths = examples.lengths
-    positions = sum(len(rows) * lengths[rows].max(axis=0).sum() for rows in batches)
-    tokens = sum(lengths[rows].sum() for rows in batches)
-    parameters = sum(math.prod(variable.shape) for variable in run.trainer.model.trainable_variables)
-    rows = [
-        ("recipe", run.recipe.name),
-        ("parameters", f"{parameters:,}"),
-        ("vocabulary", f"{prepared.vocabulary_size:,}" if prepared.vocabulary_size else "none"),
-        ("examples", describe_examples(examples, run.stream.num_too_long)),
-        ("batches per epoch", f"{len(batches):,}, {1 - tokens / positions:.1%} of their positions padding"),
-        ("steps", f"{run.plan.total_steps:,}" + (f", going on after {step:,}" if step else "")),
-        ("replicas", f"{run.strategy.num_replicas_in_sync}" + ("" if is_alone(run.strategy) else " on all workers")),
-    ]
-    show_table(f"train: {run.directory.path}", ("", ""), rows)
-    if run.recipe.ticks:
-        show_table("timeline", ("after step", "change", "trained parameters"), run.timeline.rows())
+def begin_adapting(run: Run, data_dir: Path | str | None) -> None:
+    """Gives what adapts published weights its first values, and leaves out of checkpoints what stays as it is.
 
-
-def describe_examples(examples: Examples, num_too_long: int) -> str:
-    """How many there are, and what became of those that are too long."""
-    if examples.num_cut is not None:
-        return f"{len(examples):,}, {examples.num_cut:,} of them too long and cut"
-    return f"{len(examples):,}, {num_too_long:,} of them too long and left out"
+    Raises:
+        UserError: a run that is there was begun with other weights.
+    """
+    weights = base_weights(run.trainer.model, run.recipe)
+    if weights:
+        from_chief(run.strategy, lambda: remember_base(run.directory, run.recipe, weights, data_dir))
+    run.trainer.left_out = weights
+    begin(run.trainer.model, run.recipe.seed)
 
 
 def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) -> tuple[Run, float]:
@@ -275,6 +263,7 @@ def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) ->
     failures = None
     while True:
         load_pretrained(run.recipe, run.task, data_dir)
+        begin_adapting(run, data_dir)
         state = restore(run)
         state["failures"] = failures or state.get("failures", NO_FAILURES)
         show_run(run, prepared, state["step"])
@@ -393,7 +382,7 @@ def choose(run: Run) -> dict[str, Any]:
         steps = sorted(checkpoint.progress["step"] for checkpoint in best)
         mean = f"mean of steps {', '.join(map(str, steps))}"
         candidates[mean] = average(best)
-        write_variables(run.trainer.model.weights, candidates[mean], mean)
+        write_variables(run.trainer.stored_weights, candidates[mean], mean)
         measured[mean] = run.evaluator(f"evaluate {mean}")[0]
     chosen = max(measured, key=lambda description: score_of(measured[description], name))
     run.checkpoints.choose(candidates[chosen], {"chosen": chosen, "validation": measured[chosen]})

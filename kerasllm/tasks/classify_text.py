@@ -238,8 +238,7 @@ class ClassifyText(Task):
         import tensorflow as tf
 
         inputs = {name: batch[name] for name in ("token_ids", "segment_ids")}
-        hidden = model(inputs, training=training)  # [B, T, D]
-        outputs = model.head(model.pooled(hidden), training=training)  # [B, C]
+        outputs = model.head(model.summary_of(inputs, training=training), training=training)  # [B, C]
         if self.settings.kind == "several_labels":
             return tf.stack([tf.zeros_like(outputs), outputs], axis=-1)
         return outputs[:, None]

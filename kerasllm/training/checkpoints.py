@@ -230,8 +230,11 @@ def average(checkpoints: Sequence[Checkpoint]) -> Arrays:
     return {name: (array / len(checkpoints)).astype(first[name].dtype) for name, array in sums.items()}
 
 
-def load_weights(model: keras.Model, run: RunDirectory) -> dict[str, Any]:
+def load_weights(model: keras.Model, run: RunDirectory, left_out: Sequence[keras.Variable] = ()) -> dict[str, Any]:
     """Sets the model to the weights that its training chose; before that, to the best or newest ones there are.
+
+    Args:
+        left_out: weights that the checkpoints of the run do not hold; they stay as they are.
 
     Returns:
         What was saved beside them.
@@ -249,7 +252,9 @@ def load_weights(model: keras.Model, run: RunDirectory) -> dict[str, Any]:
     for checkpoint in found:
         if checkpoint.is_whole():
             checkpoint.check({name: run.fingerprints()[name] for name in ("recipe", "tokenizer", "labels")})
-            write_variables(model.weights, checkpoint.load("weights"), str(checkpoint.path))
+            elsewhere = {id(weight) for weight in left_out}
+            stored = [weight for weight in model.weights if id(weight) not in elsewhere]
+            write_variables(stored, checkpoint.load("weights"), str(checkpoint.path))
             return checkpoint.progress
         say(f"{checkpoint.path}: damaged (checksums do not match); trying the next one")
     raise UserError(f"{run.checkpoints_path}: every checkpoint is damaged; train again")

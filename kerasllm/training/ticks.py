@@ -8,6 +8,7 @@ step. A plateau is found by the evaluations; how often each has happened is save
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from kerasllm.training.objectives import PhasedObjective
 from kerasllm.training.schedules import build_schedule
 from kerasllm.training.settings import TrainingSettings
 from kerasllm.training.tick_settings import TickSettings
-from kerasllm.training.variable_paths import matches_of
+from kerasllm.training.variable_paths import frozen_weights, matches_of
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,19 @@ class Timeline:
     """What is frozen, dropped and minimised at each step of a model's training.
 
     Args:
-        model: built.
+        model: built; what is frozen in it stays frozen in all phases.
         ticks: from `resolve_ticks`.
         objective: that the model is trained on; None leaves it.
 
     Raises:
-        UserError: a pattern matches no variable, one moment both freezes and unfreezes a variable, nothing is left that
-            is trained, or there is no dropout that could be changed.
+        UserError: a pattern matches no variable, or one that is frozen for good, one moment both freezes and unfreezes
+            a variable, nothing is left that is trained, or there is no dropout that could be changed.
     """
 
     def __init__(self, model: keras.Model, ticks: Sequence[Tick], objective: PhasedObjective | None = None):
         self.ticks, self.objective = ticks, objective or PhasedObjective([(0, None)])
         self._variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.trainable_variables}
+        self._frozen_for_good = [v.path.removeprefix(f"{model.name}/") for v in frozen_weights(model)]
         self._dropouts = [(layer, layer.rate) for layer in model._flatten_layers() if getattr(layer, "rate", 0)]
         self._check()
 
@@ -180,6 +182,7 @@ class Timeline:
         for tick in self.ticks:
             for action in ("freeze", "unfreeze"):
                 pattern = getattr(tick.settings, action)
+                self._check_is_trained(pattern, action, f"{tick.place}.{action}")
                 for path in self.matching(pattern, f"{tick.place}.{action}") if pattern else ():
                     before = touched.setdefault((tick.step, path), action)
                     if before != action:
@@ -188,6 +191,14 @@ class Timeline:
                 raise UserError(f"{tick.place}.dropout: the model has no dropout; begin with a small rate of it")
             if tick.settings.freeze and len(self.frozen(tick.step)) == len(self._variables):
                 raise UserError(f"{tick.place}.freeze: nothing is left to be trained; freeze less")
+
+    def _check_is_trained(self, pattern: str | None, action: str, place: str) -> None:
+        """Raises UserError if a pattern is to unfreeze what `tuning` has frozen, or to freeze nothing else."""
+        found = [path for path in self._frozen_for_good if pattern and re.search(pattern, path)]
+        if not found or (action == "freeze" and any(re.search(pattern, path) for path in self._variables)):
+            return
+        named = f"{found[0]} is frozen for the whole run by tuning"
+        raise UserError(f"{place}: {named}; name only what it trains, such as {next(iter(self._variables))}")
 
     def frozen(self, step: int) -> set[str]:
         """Paths of the variables that are not trained after `step` steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from kerasllm.training.adversarial import Objective
 from kerasllm.training.normalization_gates import Gate
 from kerasllm.training.optimizers import add_penalty_gradients
 from kerasllm.training.step_guard import StepGuard
+from kerasllm.training.variable_paths import frozen_weights
 
 DRAWS_PER_STEP = 1024  # of one layer; one that draws more often begins to repeat what it will draw in the next step
 
@@ -43,8 +45,11 @@ class Trainer(keras.Model):
             `build_optimizer`. Without it all steps count.
         helpers: variables of the objective that are trained with the model and are no part of it.
 
+    What is frozen when the trainer is made stays so: it is neither averaged nor watched by a step.
+
     Attributes:
         input_wait_seconds: that the last step of `fit` waited for its batch.
+        left_out: weights that are found elsewhere and never change, so that no checkpoint needs them.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Trainer(keras.Model):
         self.average_decay = average_decay
         self.gates, self.guard, self.helpers = gates, guard, list(helpers)
         self.input_wait_seconds = 0.0
+        self.left_out: tuple[keras.Variable, ...] = ()
+        self.frozen = {id(weight) for weight in frozen_weights(model)}
         self.averages = [_copy_of(weight) for weight in self.averaged_weights]
         weights = {id(weight) for weight in model.weights}
         self.stop_requests = tf.Variable(0.0, trainable=False, name="stop_requests")
@@ -76,15 +83,33 @@ class Trainer(keras.Model):
     @property
     def averaged_weights(self) -> list[keras.Variable]:
         """The weights of the model that a moving average is kept of, in the order of the averages."""
-        gated = {id(gate.variable) for gate in self.gates}
-        return [weight for weight in self.model.weights if self.average_decay and id(weight) not in gated]
+        fixed = {*self.frozen, *(id(gate.variable) for gate in self.gates)}
+        return [weight for weight in self.model.weights if self.average_decay and id(weight) not in fixed]
+
+    @property
+    def parameter_counts(self) -> tuple[int, int]:
+        """How many numbers of the model are trained in some phase, and how many could be."""
+        weights = [weight for weight in self.model.weights if weight.value.trainable]
+        trained = sum(math.prod(weight.shape) for weight in weights if id(weight) not in self.frozen)
+        return trained, sum(math.prod(weight.shape) for weight in weights)
+
+    @property
+    def stored_megabytes(self) -> float:
+        """The size of the weights that a checkpoint holds for answers, in millions of bytes."""
+        return sum(math.prod(w.shape) * w.value.dtype.size for w in self.stored_weights) / 1e6
+
+    @property
+    def stored_weights(self) -> list[keras.Variable]:
+        """The weights of the model that a checkpoint holds."""
+        left_out = {id(weight) for weight in self.left_out}
+        return [weight for weight in self.model.weights if id(weight) not in left_out]
 
     @property
     def state_variables(self) -> list[keras.Variable]:
         """What a run needs besides `answering_weights` to go on: the optimizer, what the guard keeps, the helpers and,
         where an average of the weights answers, the weights themselves."""
         kept = [*(self.guard.variables if self.guard else []), *self.helpers]
-        return [*self.optimizer.variables, *kept, *(self.model.weights if self.averages else [])]
+        return [*self.optimizer.variables, *kept, *(self.stored_weights if self.averages else [])]
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
@@ -93,11 +118,11 @@ class Trainer(keras.Model):
 
     @contextmanager
     def answering_weights(self) -> Iterator[list[keras.Variable]]:
-        """The model's weights; inside the block they hold the moving average, where one is kept."""
+        """The weights that are stored; inside the block the model's hold the moving average, where one is kept."""
         trained = [weight.numpy() for weight in self.averaged_weights]
         _assign_all(self.averaged_weights, self.averages)
         try:
-            yield self.model.weights
+            yield self.stored_weights
         finally:
             _assign_all(self.averaged_weights, trained)
 
@@ -154,7 +179,8 @@ class Trainer(keras.Model):
         """
         variables = self.trained_variables
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        untrained = self.model.non_trainable_weights if self.guard else []
+        untrained = [weight for weight in self.model.non_trainable_weights if id(weight) not in self.frozen]
+        untrained = untrained if self.guard else []
         before = [tf.convert_to_tensor(weight.value) for weight in untrained]
         (loss, weight, positions, stop_requests), gradients = self.gradient_of(batches)
         norm = tf.linalg.global_norm(gradients)
@@ -228,15 +254,16 @@ class Trainer(keras.Model):
 
         The gradient, and it alone, is that of `scale` times the losses.
         """
-        totals, gradients = tf.zeros([3]), []
+        totals, gradients, values = tf.zeros([3]), [], [variable.value for variable in variables]
         for batch in batches:
             # Each begins when the one before is done, so that only one is in memory.
-            with tf.control_dependencies(gradients), tf.GradientTape() as tape:
+            with tf.control_dependencies(gradients), tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)  # and nothing that is frozen
                 losses, weights = self.objective(self.model, batch, training=True)
                 weights = tf.cast(weights, tf.float32)
                 loss = tf.reduce_sum(tf.cast(losses, tf.float32) * weights)
                 scaled = loss if scale is None else loss * scale
-            found = tape.gradient(scaled, [variable.value for variable in variables])
+            found = tape.gradient(scaled, values)
             for index, helper in enumerate(self.helpers, start=len(variables) - len(self.helpers)):
                 if found[index] is None:  # another phase of the training needs it
                     found[index] = tf.zeros_like(helper.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from kerasllm.errors import UserError
 
@@ -61,3 +62,8 @@ def layer_decay_factors(paths: Sequence[str], layer_decay: float) -> list[float]
         layer_decay ** (sizes[block[1]] - int(block[2])) if block else factor
         for block, factor in zip(blocks, outside, strict=True)
     ]
+
+
+def frozen_weights(model: Any) -> list[Any]:
+    """The weights of a Keras model that were made to be trained and are not, in contrast to statistics and gates."""
+    return [weight for weight in model.weights if weight.value.trainable and not weight.trainable]

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from kerasllm.data.columns import guess_format
 from kerasllm.data.conll import look_at
-from kerasllm.data.settings import ConllSettings, TableSettings
+from kerasllm.data.source_settings import ConllSettings, TableSettings
 from kerasllm.data.sources import read_records
 from kerasllm.data.tag_schemes import WrongTag, allowed_by_bio, guess_scheme, to_bio
 from kerasllm.errors import UserError

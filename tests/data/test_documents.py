@@ -14,7 +14,8 @@ import pytest
 from kerasllm.data import python_docs
 from kerasllm.data.cleaning import Cleaner
 from kerasllm.data.documents import split_documents, undo_wikitext
-from kerasllm.data.settings import BuiltInSettings, CleaningSettings, DocumentsSettings
+from kerasllm.data.settings import CleaningSettings
+from kerasllm.data.source_settings import BuiltInSettings, DocumentsSettings
 from kerasllm.data.sources import read_records, source_fingerprint
 from kerasllm.errors import UserError
 

@@ -10,14 +10,8 @@ import pytest
 
 from kerasllm.data.batching import BatchStream
 from kerasllm.data.preparation import find_fields, preparation_key, prepare_data
-from kerasllm.data.settings import (
-    BatchingSettings,
-    BuiltInSettings,
-    CleaningSettings,
-    ParallelTextSettings,
-    TableSettings,
-    TokenizerSettings,
-)
+from kerasllm.data.settings import BatchingSettings, CleaningSettings, TokenizerSettings
+from kerasllm.data.source_settings import BuiltInSettings, ParallelTextSettings, TableSettings
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
@@ -122,7 +116,8 @@ from pathlib import Path
 sys.path.insert(0, {str(folder)!r})
 from types import SimpleNamespace
 from kerasllm.data.preparation import prepare_data
-from kerasllm.data.settings import CleaningSettings, ParallelTextSettings, TokenizerSettings
+from kerasllm.data.settings import CleaningSettings, TokenizerSettings
+from kerasllm.data.source_settings import ParallelTextSettings
 from kerasllm.task import Task
 class TaskStub(Task):
     fields = {FIELDS!r}

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from kerasllm.data.published import SPECIAL_TOKENS, Vocabulary, fingerprint, locate, read_vocabulary
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
-from kerasllm.data.tokenizers import load_tokenizer, train_tokenizer
+from kerasllm.data.tokenizer_training import train_tokenizer
+from kerasllm.data.tokenizers import load_tokenizer
 from kerasllm.errors import UserError
 
 TOKENS = (*SPECIAL_TOKENS, "dog", "##s", "é")

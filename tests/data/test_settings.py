@@ -2,14 +2,8 @@
 
 import pytest
 
-from kerasllm.data.settings import (
-    AugmentationSettings,
-    BatchingSettings,
-    CleaningSettings,
-    DataSettings,
-    TokenizerSettings,
-    table_kind,
-)
+from kerasllm.data.settings import AugmentationSettings, BatchingSettings, CleaningSettings, TokenizerSettings
+from kerasllm.data.source_settings import DataSettings, table_kind
 from kerasllm.errors import UserError
 from kerasllm.settings import Settings, build_settings, load_document
 

@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from kerasllm.data.settings import BuiltInSettings, ParallelTextSettings, TableSettings, TfdsSettings
+from kerasllm.data.source_settings import BuiltInSettings, ParallelTextSettings, TableSettings, TfdsSettings
 from kerasllm.data.sources import read_lines, read_records, source_fingerprint
 from kerasllm.errors import UserError
 

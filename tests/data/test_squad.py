@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kerasllm.data.settings import SquadPartSettings, SquadSettings
+from kerasllm.data.source_settings import SquadPartSettings, SquadSettings
 from kerasllm.data.sources import read_records, source_fingerprint
 from kerasllm.data.squad import find_answer, is_squad, read_answers
 from kerasllm.errors import UserError

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from kerasllm.data.cleaning import normalize as clean_text
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
-from kerasllm.data.tokenizers import load_tokenizer, normalize, thin_out, train_tokenizer
+from kerasllm.data.tokenizer_training import thin_out, train_tokenizer
+from kerasllm.data.tokenizers import load_tokenizer, normalize
 from kerasllm.errors import UserError
 
 TEXTS = [

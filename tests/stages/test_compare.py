@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams import metadata
 
 import kerasllm.stages.compare
 from kerasllm.errors import UserError
-from kerasllm.stages.compare import compare
+from kerasllm.stages.compare import compare, show_settings
 
 RECIPE = """\
 task: translate
@@ -192,3 +192,35 @@ def test_bad_data_is_said_once(recipe, tmp_path):
     with pytest.raises(UserError, match=r"a.txt: no such file"):
         compare(str(recipe), OVER, tmp_path / "runs", overrides=[data])
     assert not (tmp_path / "runs").exists()
+
+
+def setting(label, values, accuracy, trained, stored):
+    figures = {"train_loss": 0.5, "validation_accuracy": accuracy, "seconds": 9.0, "stored_megabytes": stored}
+    figures |= {"trained_parameters": trained, "parameters": 22_861_826}
+    entries = {name: {"mean": value, "spread": None, "count": 1} for name, value in figures.items()}
+    return {"label": label, "values": values, "trials": 1, **entries}
+
+
+def columns_of(settings, capsys):
+    show_settings(settings, "accuracy", None, 1)
+    lines = capsys.readouterr().err.splitlines()
+    return lines[2].split(), [line.split() for line in lines if line.strip().startswith("tuning=")]
+
+
+def test_ways_to_adapt_are_shown_with_what_they_train_and_store(capsys, monkeypatch):
+    """Also where they do not differ in it; what is compared otherwise is shown only where it differs."""
+    monkeypatch.setenv("COLUMNS", "140")
+    full = setting("tuning=full", {"tuning": {"name": "full"}}, 0.9, 22_861_826, 91.4)
+    lora = setting("tuning=lora", {"tuning": {"name": "lora"}}, 0.91, 148_226, 0.6)
+    names, rows = columns_of([full, lora], capsys)
+    assert names == ["setting", "train", "loss", "accuracy", "seconds", "trained", "of", "parameters", "MB", "stored"]
+    assert rows == [
+        ["tuning=lora", "0.5", "0.91", "9", "148,226", "22,861,826", "0.6"],
+        ["tuning=full", "0.5", "0.9", "9", "22,861,826", "22,861,826", "91.4"],
+    ]
+    assert "trained" in columns_of([lora], capsys)[0]
+    others = [{**each, "values": {"model.dropout": 0.1}} for each in (full, lora)]
+    assert columns_of(others, capsys)[0][-3:] == ["trained", "MB", "stored"]
+    assert columns_of(others[:1] * 2, capsys)[0][-1] == "seconds"
+    old = [{**each, "trained_parameters": {"mean": None, "spread": None, "count": 0}} for each in (full, lora)]
+    assert "trained" not in columns_of(old, capsys)[0]

@@ -65,7 +65,7 @@ class RestlessTask(EchoTask):
 
 def make_tokenizer(kind, directory):
     from kerasllm.data.settings import CleaningSettings, TokenizerSettings
-    from kerasllm.data.tokenizers import train_tokenizer
+    from kerasllm.data.tokenizer_training import train_tokenizer
 
     settings = TokenizerSettings(kind=kind, max_vocabulary_size=40)
     return train_tokenizer(settings, CleaningSettings(), TEXTS * 5, directory)
@@ -100,7 +100,7 @@ def published(request, tmp_path_factory):
     to = directory / "saved_models" / "echo"
     (to / "4").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "load_run", lambda run_dir, overrides: run)
+        patch.setattr(stage, "load_run", lambda run_dir, overrides, data_dir: run)
         report = stage.export(directory / "run", to)
     return task, to, report
 
@@ -170,7 +170,7 @@ def test_different_answers_are_not_published(tokenizer, tmp_path):
 def test_failed_first_export_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     run = make_run(tmp_path, EchoTask(tokenizer))
     (tmp_path / "saved_models").mkdir()
-    monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides: run)
+    monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides, data_dir: run)
     monkeypatch.setattr(stage.saved_model, "__file__", str(tmp_path / "no_such_script.py"))
     with pytest.raises(UserError, match=r"does not run in a fresh process: .*no_such_script"):
         stage.export(tmp_path / "run", tmp_path / "saved_models" / "echo")

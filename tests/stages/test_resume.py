@@ -128,7 +128,7 @@ def test_a_full_disk_is_not_taken_for_memory_that_is_used_up(tmp_path, monkeypat
     monkeypatch.setattr(stage, "restore", lambda run: {"step": 0})
     monkeypatch.setattr(stage, "show_run", lambda run, prepared, step: None)
     monkeypatch.setattr(stage, "fit", fit)
-    parts = {"recipe": SimpleNamespace(), "trainer": SimpleNamespace(model=None)}
+    parts = {"recipe": SimpleNamespace(seed=1), "trainer": SimpleNamespace(model=None)}
     run = SimpleNamespace(directory=RunDirectory(tmp_path), stream=SimpleNamespace(micro_batches=1), **parts)
     with pytest.raises(UserError, match=r"logs: cannot be written: No space left on device \(.* free\); free some"):
         stage.fit_to_the_end(run, None, None)
@@ -179,9 +179,9 @@ def test_the_best_is_chosen_by_the_figures_of_its_evaluation(tmp_path, monkeypat
         return {"loss": 1.5}, []
 
     monkeypatch.setattr(stage, "write_variables", lambda variables, arrays, where: None)
-    model, settings = SimpleNamespace(weights=[]), SimpleNamespace(best_metric="loss")
+    settings = SimpleNamespace(best_metric="loss")
     run = SimpleNamespace(checkpoints=checkpoints, evaluator=evaluator, recipe=SimpleNamespace(training=settings))
-    run.trainer = SimpleNamespace(model=model)
+    run.trainer = SimpleNamespace(stored_weights=[])
     assert stage.choose(run) == {"chosen": "step 2", "validation": {"loss": 1.0}}
     assert measured == ["evaluate mean of steps 1, 2"]
 

@@ -11,8 +11,10 @@ from kerasllm.data.cleaning import format_report
 from kerasllm.data.preparation import find_fields, prepare_data
 from kerasllm.data.published import SPECIAL_TOKENS
 from kerasllm.data.published import Vocabulary as Wordpieces
-from kerasllm.data.settings import CleaningSettings, SquadSettings, TokenizerSettings
-from kerasllm.data.tokenizers import WordpieceTokenizer, train_tokenizer
+from kerasllm.data.settings import CleaningSettings, TokenizerSettings
+from kerasllm.data.source_settings import SquadSettings
+from kerasllm.data.tokenizer_training import train_tokenizer
+from kerasllm.data.tokenizers import WordpieceTokenizer
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe

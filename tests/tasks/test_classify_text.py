@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
-from kerasllm.data.tokenizers import train_tokenizer
+from kerasllm.data.tokenizer_training import train_tokenizer
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasllm.data.packing import FOLLOWS
 from kerasllm.data.settings import CleaningSettings, TokenizerSettings
-from kerasllm.data.tokenizers import train_tokenizer
+from kerasllm.data.tokenizer_training import train_tokenizer
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe

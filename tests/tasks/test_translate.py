@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from kerasllm.data.settings import BatchingSettings, CleaningSettings, TokenizerSettings
-from kerasllm.data.tokenizers import train_tokenizer
+from kerasllm.data.tokenizer_training import train_tokenizer
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.generation.settings import GenerationSettings
 from kerasllm.models.settings import EncoderDecoderSettings

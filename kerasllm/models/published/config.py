@@ -66,6 +66,23 @@ def read_labels(directory: Path) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in sorted(names, key=int))
 
 
+def has_pooler(source: str, root: Path | None = None) -> bool:
+    """Whether a published model has weights for the pooler, which some come without; arguments as for `read_numbers`.
+
+    Where there are no weights to be looked at, it is taken to have them; reading them will say what is wrong.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = None if source.startswith(PRESET) else locate(source, root) / "model.safetensors"
+    if path is None or not path.is_file():
+        return True
+    try:
+        with safe_open(path, "np") as file:
+            return any(name.endswith("pooler.dense.weight") for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
 def _read_settings(config: dict[str, Any], path: Path) -> BertSettings:
     """The settings that a config.json says; what it leaves out has their defaults, which are ours."""
     expected = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "pad_token_id": 0}
