@@ -26,11 +26,11 @@ from kerasllm.data.tokenizers import (
     load_tokenizer,
     normalize,
 )
+from kerasllm.data.wordpiece import learn_vocabulary
+from kerasllm.errors import UserError
 
 _CHUNK_TEXTS = 1024
 _MAX_WORDS = 1_000_000
-from kerasllm.data.wordpiece import learn_vocabulary
-from kerasllm.errors import UserError
 
 
 def _count_tokens(texts: Iterable[str], kind: str, normalization: dict) -> Counter[bytes]:
