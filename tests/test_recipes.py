@@ -42,8 +42,8 @@ def tiny_overrides(file: Path) -> list[str]:
     recipe = load_recipe(file)
     known = recipe.dump()
     chosen = [f"{key}={value}" for key, value in TINY.items() if has_key(known, key)]
-    if known["model"].get("pretrained"):
-        chosen += ["model.pretrained=null", "tokenizer={kind: wordpiece, max_vocabulary_size: 500}"]
+    if known["model"].get("pretrained") or known["tokenizer"].get("vocabulary"):
+        chosen.append("tokenizer={kind: wordpiece, max_vocabulary_size: 500}")
     if recipe.data.source == "built_in":
         sizes = {"train": 300, "validation": 20, "test": 20}
         chosen += [f"data.{split}={sizes[split]}" for split in recipe.data.splits]

@@ -46,19 +46,18 @@ class MaskedLanguageHead(keras.layers.Layer):
         self.normalization.build(input_shape)
         self.bias = self.add_weight(name="bias", shape=(self.vocabulary_size,), initializer="zeros")
 
-    def call(self, hidden: tf.Tensor, positions: tf.Tensor, *, embedding: TokenEmbedding) -> tf.Tensor:
-        """Logits where they are asked for, and nowhere else: they are the most expensive part of a small model.
+    def call(self, hidden: tf.Tensor, *, embedding: TokenEmbedding) -> tf.Tensor:
+        """Logits of the vectors that it is given, which should be those that are asked for, and no others: logits are
+        the most expensive part of a small model.
 
         Args:
-            hidden: [B, T, D].
-            positions: int32 [B, P], in [0, T).
+            hidden: [B, P, D], such as from `Bert` with `wanted`.
             embedding: whose table, of shape [V, D], the logits are tied to.
 
         Returns:
             float32 [B, P, V].
         """
-        chosen = tf.gather(hidden, positions, batch_dims=1)  # [B, P, D]
-        logits = embedding.logits(self.normalization(self.activation(self.dense(chosen))))
+        logits = embedding.logits(self.normalization(self.activation(self.dense(hidden))))
         return logits + tf.cast(tf.convert_to_tensor(self.bias), logits.dtype)
 
 

@@ -222,8 +222,9 @@ class ClassifyByCloze(Task):
         """
         import tensorflow as tf
 
-        hidden = model({"token_ids": batch["token_ids"]}, training=training)  # [B, T, D]
-        logits = model.masked_language_head(hidden, batch["mask_positions"], embedding=model.embedding)  # [B, 1, V]
+        inputs = {"token_ids": batch["token_ids"]}
+        hidden = model(inputs, training=training, wanted=batch["mask_positions"])  # [B, 1, D]
+        logits = model.masked_language_head(hidden, embedding=model.embedding)  # [B, 1, V]
         return tf.cast(tf.gather(logits, self.word_ids, axis=-1), tf.float32)
 
     def loss(

@@ -187,12 +187,16 @@ class Pretrain(Task):
         Args:
             batch: with `token_ids` and for pairs `segment_ids` [B, T], and `masked_positions` [B, P].
         """
+        import tensorflow as tf
+
         inputs = {name: batch[name] for name in ("token_ids", "segment_ids") if name in batch}
-        hidden = model(inputs, training=training)  # [B, T, D]
-        logits = model.head(hidden, batch[POSITIONS], embedding=model.embedding)
+        places = batch[POSITIONS]
         if not self.settings.next_sentence:
-            return logits
-        return logits, model.next_sentence_head(model.pooled(hidden), training=training)
+            return model.head(model(inputs, training=training, wanted=places), embedding=model.embedding)
+        places = tf.pad(places, [[0, 0], [1, 0]])  # the first token, too: what the pooler reads
+        hidden = model(inputs, training=training, wanted=places)  # [B, 1 + P, D]
+        follows = model.next_sentence_head(model.pooled(hidden), training=training)
+        return model.head(hidden[:, 1:], embedding=model.embedding), follows
 
     def loss(
         self, logits: tf.Tensor | tuple[tf.Tensor, tf.Tensor], batch: dict[str, tf.Tensor], label_smoothing: float
@@ -278,8 +282,8 @@ class Pretrain(Task):
         positions = tf.ragged.boolean_mask(positions, token_ids == tokenizer.mask_id)
         counts = positions.row_lengths()  # [B]
         places = tf.pad(tf.cast(positions.to_tensor(), tf.int32), [[0, 0], [0, 1]])  # [B, P], P at least 1
-        hidden = self.model({"token_ids": token_ids.to_tensor()}, training=False)
-        logits = self.model.head(hidden, places, embedding=self.model.embedding)  # [B, P, V]
+        hidden = self.model({"token_ids": token_ids.to_tensor()}, training=False, wanted=places)
+        logits = self.model.head(hidden, embedding=self.model.embedding)  # [B, P, V]
         is_special = tf.reduce_max(tf.one_hot(tokenizer.special_ids, tokenizer.vocabulary_size), axis=0)  # [V]
         probabilities = tf.nn.softmax(logits - 1e9 * is_special)
         words, goes_on = map(tf.constant, tokenizer.word_parts())

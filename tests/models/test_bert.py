@@ -125,13 +125,45 @@ def test_the_published_base_has_its_number_of_weights():
     assert sum(np.prod(weight.shape) for weight in model.trainable_weights) == (13 + 10 + 2 + 2) * 8 + 2 * block + 72
 
 
-def test_masked_tokens_are_asked_for_by_position(model):
+def test_only_the_wanted_vectors_are_computed(model):
+    """The same ones as among all, with the same gradient, and products of the last block with no other rows."""
+    inputs, wanted = (
+        {"token_ids": tf.constant(IDS), "segment_ids": tf.constant(SEGMENTS)},
+        tf.constant([[4, 0], [1, 1]]),
+    )
+    results = []
+    for places in (None, wanted):
+        with tf.GradientTape() as tape:
+            hidden = model(inputs, wanted=places)
+            hidden = tf.gather(hidden, wanted, batch_dims=1) if places is None else hidden
+            loss = tf.reduce_sum(hidden**2 * tf.range(1.0, 33.0, 1)[None, None, :8])
+        weights = [weight.value for weight in model.trainable_weights if "pooler" not in weight.path]
+        results.append([hidden, *map(tf.convert_to_tensor, tape.gradient(loss, weights))])
+    for of_all, alone in zip(*results, strict=True):
+        np.testing.assert_allclose(of_all, alone, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.summary_of(inputs), model.pooled(model(inputs)), atol=1e-5)
+    graph = tf.function(lambda ids: model({"token_ids": ids}, wanted=tf.zeros_like(ids[:, :1])), autograph=False)
+    operations = graph.get_concrete_function(IDS).graph.get_operations()
+    shapes = [tuple(operation.outputs[0].shape) for operation in operations if operation.type == "MatMul"]
+    assert [rows for rows, columns in shapes if columns == 12] == [12, 2], "feed-forward of all 12 tokens, then of 2"
+
+
+def test_recorded_vectors_are_those_of_all_tokens(model):
+    inputs, wanted = {"token_ids": tf.constant(IDS)}, tf.constant([[3], [1]])
+    plain = model(inputs)
+    with model.recorded_hidden() as record:
+        chosen = model(inputs, wanted=wanted)
+    assert len(record) == 3
+    np.testing.assert_allclose(record[-1][0], plain, atol=1e-5)
+    np.testing.assert_allclose(chosen, tf.gather(plain, wanted, batch_dims=1), atol=1e-5)
+
+
+def test_logits_of_hidden_tokens_by_hand(model):
     head = MaskedLanguageHead(VOCABULARY_SIZE, 8)
     head.bias.assign(np.arange(13) / 10)
     hidden = np.random.default_rng(2).normal(size=(2, 6, 8)).astype("float32")
-    logits = head(tf.constant(hidden), tf.constant([[1, 4], [0, 0]]), embedding=model.embedding)
-    chosen = np.stack([hidden[0, [1, 4]], hidden[1, [0, 0]]])
-    vectors = normalized(gelu(chosen @ head.dense.kernel.numpy().T), 1.0, 0.0)
+    logits = head(tf.constant(hidden), embedding=model.embedding)
+    vectors = normalized(gelu(hidden @ head.dense.kernel.numpy().T), 1.0, 0.0)
     expected = vectors @ model.embedding.table.numpy().T + np.arange(13) / 10
     assert logits.dtype == tf.float32
     np.testing.assert_allclose(logits, expected, atol=1e-4)

@@ -43,8 +43,7 @@ def measure() -> None:
             self.built = True
 
         def call(self, token_ids, training=False):
-            hidden = self.bert({"token_ids": token_ids}, training=training)
-            return self.head(self.bert.pooled(hidden), training=training)
+            return self.head(self.bert.summary_of({"token_ids": token_ids}, training=training), training=training)
 
     def objective(model, batch, training):
         losses = cross_entropy(model(batch["token_ids"], training=training), batch["labels"])
