@@ -156,7 +156,7 @@ def test_thin_out_keeps_proportions_and_takes_rare_words_in_turn():
 
 
 def test_a_character_that_thinning_leaves_out_is_still_known(tmp_path, monkeypatch):
-    monkeypatch.setattr("kerasllm.data.tokenizers._MAX_WORDS", 10)
+    monkeypatch.setattr("kerasllm.data.tokenizer_training._MAX_WORDS", 10)
     tokenizer = train_tokenizer(TokenizerSettings(), CleaningSettings(), ["ab ba"] * 500 + ["žluť"], tmp_path)
     assert texts_of(tokenizer.detokenize(tokenizer.tokenize(tf.constant(["ťulž"])))) == ["ťulž"]
 

@@ -15,7 +15,7 @@ from kerasllm.training.schedules import build_schedule
 from kerasllm.training.ticks import Timeline, TimelineSchedule, resolve_ticks
 
 PAGE = (Path(kerasllm.__file__).parent / "README.md").read_text("utf-8")
-SECTION = PAGE[PAGE.index("## Ticks") : PAGE.index("## Decisions")]
+SECTION = PAGE.partition("\n## Ticks\n")[2].partition("\n## ")[0]
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 RECIPE = """\
 task: translate
