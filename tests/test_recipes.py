@@ -42,7 +42,7 @@ def tiny_overrides(file: Path) -> list[str]:
     recipe = load_recipe(file)
     known = recipe.dump()
     chosen = [f"{key}={value}" for key, value in TINY.items() if has_key(known, key)]
-    if known["model"].get("pretrained") or known["tokenizer"].get("vocabulary"):
+    if known["model"].get("pretrained") or str(known["tokenizer"]["vocabulary"]).startswith("hf:"):
         chosen.append("tokenizer={kind: wordpiece, max_vocabulary_size: 500}")
     if recipe.data.source == "built_in":
         sizes = {"train": 300, "validation": 20, "test": 20}
@@ -98,24 +98,35 @@ def test_its_header_says_what_was_measured(file):
     assert re.search(r"\d{4}-\d{2}-\d{2}", listed.header["measured"]), "no date"
 
 
+FOLDERS = sorted({file.parent for file in FILES})
 RUN = """
-import sys
+import json, sys
+import keras
 from kerasllm.cli import main
-recipe, run_dir, *options = sys.argv[1:]
-sys.exit(main(["prepare", recipe, *options]) or main(["train", recipe, "--run-dir", run_dir, *options]))
+for recipe, run_dir, options in json.loads(sys.argv[1]):
+    code = main(["prepare", recipe, *options]) or main(["train", recipe, "--run-dir", run_dir, *options])
+    if code:
+        sys.exit(code)
+    keras.backend.clear_session()
 """
 
 
 @pytest.mark.slow
-@each_file
-def test_two_steps_at_tiny_size(file, run_python, run_command, tmp_path):
-    """Both commands in one process, since there are many recipes and TensorFlow loads for seconds."""
-    if load_recipe(file).data.source not in ("built_in",) and not os.environ.get("KERASLLM_DATA"):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_two_steps_at_tiny_size(folder, run_python, run_command, tmp_path):
+    """All commands of a folder in one process, since there are many recipes and TensorFlow loads for seconds."""
+    files = [file for file in FILES if file.parent == folder]
+    if not os.environ.get("KERASLLM_DATA"):
+        files = [file for file in files if load_recipe(file).data.source == "built_in"]
+    if not files:
         pytest.skip("needs data files: set KERASLLM_DATA to the directory that holds them")
-    train_first(file, run_command, tmp_path)
-    arguments = [str(file), str(tmp_path / "run"), *tiny_overrides(file), "--json"]
-    done = run_python("-c", RUN, *arguments, cwd=tmp_path)
+    for file in files:
+        train_first(file, run_command, tmp_path)
+    runs = [(str(file), str(tmp_path / file.stem), [*tiny_overrides(file), "--json"]) for file in files]
+    done = run_python("-c", RUN, json.dumps(runs), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    prepared, trained = map(json.loads, done.stdout.splitlines())
-    assert prepared["splits"]["train"] > 0
-    assert trained["steps"] == 2
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == 2 * len(files)
+    for prepared, trained in zip(reports[::2], reports[1::2], strict=True):
+        assert prepared["splits"]["train"] > 0
+        assert trained["steps"] == 2

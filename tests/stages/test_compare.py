@@ -13,6 +13,7 @@ import time
 
 import pytest
 import tensorflow as tf
+from rich.console import Console
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
@@ -209,7 +210,7 @@ def columns_of(settings, capsys):
 
 def test_ways_to_adapt_are_shown_with_what_they_train_and_store(capsys, monkeypatch):
     """Also where they do not differ in it; what is compared otherwise is shown only where it differs."""
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr("kerasllm.terminal.console", Console(stderr=True, width=140))
     full = setting("tuning=full", {"tuning": {"name": "full"}}, 0.9, 22_861_826, 91.4)
     lora = setting("tuning=lora", {"tuning": {"name": "lora"}}, 0.91, 148_226, 0.6)
     names, rows = columns_of([full, lora], capsys)

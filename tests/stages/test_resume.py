@@ -128,7 +128,7 @@ def test_a_full_disk_is_not_taken_for_memory_that_is_used_up(tmp_path, monkeypat
     monkeypatch.setattr(stage, "restore", lambda run: {"step": 0})
     monkeypatch.setattr(stage, "show_run", lambda run, prepared, step: None)
     monkeypatch.setattr(stage, "fit", fit)
-    parts = {"recipe": SimpleNamespace(seed=1), "trainer": SimpleNamespace(model=None)}
+    parts = {"recipe": SimpleNamespace(seed=1), "trainer": SimpleNamespace(model=None), "task": None}
     run = SimpleNamespace(directory=RunDirectory(tmp_path), stream=SimpleNamespace(micro_batches=1), **parts)
     with pytest.raises(UserError, match=r"logs: cannot be written: No space left on device \(.* free\); free some"):
         stage.fit_to_the_end(run, None, None)
