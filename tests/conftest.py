@@ -1,9 +1,10 @@
 """What several test files use: where the repository is, and commands and Python code run in a fresh process."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,5 +48,30 @@ def run_command(run_python) -> Callable[..., subprocess.CompletedProcess]:
 
     def run(*arguments: str, **options) -> subprocess.CompletedProcess:
         return run_python("-m", "kerasllm", *arguments, **options)
+
+    return run
+
+
+COMMANDS = """
+import json, sys
+import keras
+from kerasllm.cli import main
+for arguments in json.loads(sys.argv[1]):
+    if code := main(arguments):
+        print("in", arguments, file=sys.stderr)
+        sys.exit(code)
+    keras.backend.clear_session()
+"""
+
+
+@pytest.fixture
+def run_commands(run_python) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `kerasllm` several times, each with its own arguments, in one fresh process: TensorFlow loads for seconds.
+
+    It ends with the first command that fails, and says which.
+    """
+
+    def run(commands: Sequence[Sequence[str]], **options) -> subprocess.CompletedProcess:
+        return run_python("-c", COMMANDS, json.dumps(commands), **options)
 
     return run

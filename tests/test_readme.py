@@ -100,39 +100,37 @@ def test_a_wrong_command_is_found():
 
 
 @pytest.mark.slow
-def test_the_commands_on_dates_run(tmp_path, run_python):
-    """All of the pages' commands on `runs/dates`, in their order, in an empty directory and at a very small size."""
+def test_the_commands_on_dates_run(tmp_path, run_python, run_commands):
+    """All of the pages' commands on `runs/dates`, in an empty directory and at a very small size; those of Python come
+    last, since they ask what was exported."""
     for name in ("recipes", "kerasllm"):
         (tmp_path / name).symlink_to(ROOT / name)
     tiny = [part for line in TINY.strip().splitlines() for part in ("--set", line)]
-    ran = set()
-    for words in [words for page in PAGES for words in command_lines(page)]:
-        if not any("dates" in word for word in words) or words[0] not in ("kerasllm", "python"):
-            continue
-        if words[0] == "kerasllm":
-            arguments = ["-m", *words, *(tiny if words[1] in ("prepare", "train", "compare") else [])]
-        else:
-            arguments = words[1:]
-        done = run_python(*arguments, cwd=tmp_path)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-        ran.add(words[1])
+    shown = [words for page in PAGES for words in command_lines(page) if any("dates" in word for word in words)]
+    trains = ("prepare", "train", "compare")
+    commands = [[*w[1:], *(tiny if w[1] in trains else [])] for w in shown if w[0] == "kerasllm"]
+    done = run_commands(commands, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in shown:
+        if words[0] == "python":
+            done = run_python(*words[1:], cwd=tmp_path)
+            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+    ran = {words[1] for words in shown if words[0] in ("kerasllm", "python")}
     assert {"train", "evaluate", "predict", "export", "kerasllm/serving/saved_model.py"} <= ran
     assert (tmp_path / "saved_models" / "dates" / "1" / "saved_model.pb").exists()
 
 
 @pytest.mark.slow
-def test_the_commands_on_reviews_run(tmp_path, run_python):
+def test_the_commands_on_reviews_run(tmp_path, run_commands):
     """From a table to a classifier, as the page says it, but for a model that is trained for two steps."""
     rows = [f"{n},It was a {word} day in week {n} of {label}" for n in range(40) for word, label in WEATHER.items()]
     lines = [f"{row},{label}" for row, label in zip(rows, list(WEATHER.values()) * 40, strict=True)]
     (tmp_path / "reviews.csv").write_text("\n".join(["number,review,sentiment", *lines]) + "\n")
-    ran = []
-    for words in command_lines("README.md"):
-        if any("reviews" in word for word in words):
-            tiny = ["--set", "training={train_steps: 2}"] if words[1] == "train" else []
-            done = run_python("-m", *words, *tiny, cwd=tmp_path)
-            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-            ran.append(words[1])
+    shown = [words[1:] for words in command_lines("README.md") if any("reviews" in word for word in words)]
+    tiny = ["--set", "training={train_steps: 2}"]
+    done = run_commands([[*words, *(tiny if words[0] == "train" else [])] for words in shown], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ran = [words[0] for words in shown]
     assert ran == ["new", "train", "evaluate", "export"]
     assert (tmp_path / "runs" / "reviews" / "predictions" / "test_confusion.png").exists()
     assert (tmp_path / "saved_models" / "reviews" / "1" / "saved_model.pb").exists()

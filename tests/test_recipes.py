@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,15 +51,15 @@ def tiny_overrides(file: Path) -> list[str]:
     return [part for override in chosen for part in ("--set", override)]
 
 
-def train_first(file: Path, run_command: Callable, folder: Path) -> None:
-    """Makes the run that a recipe's header says must be there before, also at tiny size, in `folder`."""
+def commands_before(file: Path) -> list[list[str]]:
+    """What makes the run that a recipe's header says must be there before, at tiny size as well."""
     (listed,) = [recipe for recipe in list_recipes() if recipe.path.resolve() == file]
     command = listed.header.get("before", "").split()
-    if command:
-        assert command[:2] == ["kerasllm", "train"]
-        recipe, run_dir = file.parents[2] / command[2], command[command.index("--run-dir") + 1]
-        trained = run_command("train", str(recipe), "--run-dir", run_dir, *tiny_overrides(recipe), cwd=folder)
-        assert trained.returncode == 0, trained.stderr
+    if not command:
+        return []
+    assert command[:2] == ["kerasllm", "train"]
+    recipe, run_dir = file.parents[2] / command[2], command[command.index("--run-dir") + 1]
+    return [["train", str(recipe), "--run-dir", run_dir, *tiny_overrides(recipe), "--json"]]
 
 
 def has_key(section: dict, key: str) -> bool:
@@ -99,33 +98,24 @@ def test_its_header_says_what_was_measured(file):
 
 
 FOLDERS = sorted({file.parent for file in FILES})
-RUN = """
-import json, sys
-import keras
-from kerasllm.cli import main
-for recipe, run_dir, options in json.loads(sys.argv[1]):
-    code = main(["prepare", recipe, *options]) or main(["train", recipe, "--run-dir", run_dir, *options])
-    if code:
-        sys.exit(code)
-    keras.backend.clear_session()
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_two_steps_at_tiny_size(folder, run_python, run_command, tmp_path):
-    """All commands of a folder in one process, since there are many recipes and TensorFlow loads for seconds."""
+def test_two_steps_at_tiny_size(folder, run_commands, tmp_path):
     files = [file for file in FILES if file.parent == folder]
     if not os.environ.get("KERASLLM_DATA"):
         files = [file for file in files if load_recipe(file).data.source == "built_in"]
     if not files:
         pytest.skip("needs data files: set KERASLLM_DATA to the directory that holds them")
+    commands = [command for file in files for command in commands_before(file)]
+    num_before = len(commands)
     for file in files:
-        train_first(file, run_command, tmp_path)
-    runs = [(str(file), str(tmp_path / file.stem), [*tiny_overrides(file), "--json"]) for file in files]
-    done = run_python("-c", RUN, json.dumps(runs), cwd=tmp_path)
+        options = [*tiny_overrides(file), "--json"]
+        commands += [["prepare", str(file), *options], ["train", str(file), "--run-dir", file.stem, *options]]
+    done = run_commands(commands, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    reports = [json.loads(line) for line in done.stdout.splitlines()[num_before:]]
     assert len(reports) == 2 * len(files)
     for prepared, trained in zip(reports[::2], reports[1::2], strict=True):
         assert prepared["splits"]["train"] > 0

@@ -152,7 +152,8 @@ def test_a_frozen_kernel_costs_no_gradient(settings, gradients):
     shapes = [tuple(shape.as_list()) for shape in products(operations)]
     assert len([shape for shape in shapes if set(shape) == {D, F}]) == gradients
     scattered = [operation for operation in operations if operation.type == "UnsortedSegmentSum"]
-    assert bool(scattered) == (settings.name == "full"), "the gradient of the token table"
+    of_table = [operation for operation in scattered if operation.inputs[0].shape[-1] == D]  # determinism has others
+    assert bool(of_table) == (settings.name == "full"), "the gradient of the token table"
     if settings.name == "top_layers":
         # Forward 4 products a block, segments, pooler and head; backward 2 for each kernel of what is trained. Below
         # the lowest trained block nothing is differentiated.
