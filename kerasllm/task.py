@@ -215,3 +215,25 @@ class Task:
     def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
         """What is better seen than said of the answers, as figures by name; by default none. As for `metrics`."""
         return {}
+
+
+def max_length_of(recipe: Any) -> int:
+    """The tokens that fit into both a batch and the model of a recipe, special ones included."""
+    return min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
+
+
+def check_max_length(recipe: Any, needed: int) -> None:
+    """Raise `UserError` where fewer than `needed` tokens fit."""
+    if (found := max_length_of(recipe)) < needed:
+        raise UserError(
+            f"{recipe.place('model', 'max_sequence_length')}: {found} tokens, those of a batch "
+            f"(batching.max_sequence_length) or of the model, are too few; {needed} are needed"
+        )
+
+
+def innermost_objective(recipe: Any) -> Any:
+    """The objective of a recipe that all its others stand around."""
+    objective = recipe.training.objective
+    while hasattr(objective, "around"):
+        objective = objective.around
+    return objective

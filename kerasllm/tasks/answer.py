@@ -19,7 +19,7 @@ from kerasllm.data.squad import read_answers, stands_in
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task
+from kerasllm.task import Task, check_max_length, max_length_of
 
 if TYPE_CHECKING:
     import keras
@@ -71,17 +71,12 @@ class Answer(Task):
             )
         from kerasllm.data.windows import MIN_LENGTH
 
-        if self.max_length < MIN_LENGTH:
-            raise UserError(
-                f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
-                f"(batching.max_sequence_length) or of the model, are too few; {MIN_LENGTH} are needed"
-            )
+        check_max_length(recipe, MIN_LENGTH)
 
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """The tokens that fit into both a batch and the model, special ones included, and the way between windows."""
-        longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
-        return {"max_sequence_length": longest, "window_stride": recipe.answering.window_stride}
+        return {"max_sequence_length": max_length_of(recipe), "window_stride": recipe.answering.window_stride}
 
     @classmethod
     def fault_of(cls, record: dict[str, str]) -> str | None:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task
+from kerasllm.task import Task, max_length_of
 
 if TYPE_CHECKING:
     import keras
@@ -114,8 +114,7 @@ class ClassifyByCloze(Task):
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """The pattern, and the tokens that fit into both a batch and the model, special ones included."""
-        longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
-        return {"max_sequence_length": longest, "pattern": recipe.cloze.pattern}
+        return {"max_sequence_length": max_length_of(recipe), "pattern": recipe.cloze.pattern}
 
     def pieces(self, text: str) -> list[int]:
         """The tokens of a text without start and end."""

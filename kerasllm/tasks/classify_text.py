@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task
+from kerasllm.task import Task, check_max_length, innermost_objective, max_length_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -98,11 +98,7 @@ class ClassifyText(Task):
             self.inputs = {"text": "text", "other_text": "other_text"}
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
         needed = 1 + 2 * len(self.inputs)  # a token of each text, the start, and an end after each
-        if self.max_length < needed:
-            raise UserError(
-                f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
-                f"(batching.max_sequence_length) or of the model, are too few; {needed} are needed"
-            )
+        check_max_length(recipe, needed)
         for key, name in self.settings.names.items():
             if name not in vocabulary.labels:
                 raise UserError(
@@ -114,10 +110,7 @@ class ClassifyText(Task):
                 only = ", ".join(map(repr, vocabulary.labels))
                 raise UserError(f"data.train: has no other label than {only}; there must be two to choose from")
             return
-        objective = recipe.training.objective
-        while hasattr(objective, "around"):
-            objective = objective.around
-        if objective.name == "r_drop":
+        if innermost_objective(recipe).name == "r_drop":
             raise UserError(
                 f"{recipe.place('training', 'objective')}: r_drop compares probabilities, and a number has none; "
                 "use supervised, or another kind in classification.kind"
@@ -126,8 +119,10 @@ class ClassifyText(Task):
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """How labels are read, and the tokens that fit into both a batch and the model, special ones included."""
-        longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
-        return {"max_sequence_length": longest, **recipe.classification.model_dump(exclude={"threshold", "baseline"})}
+        return {
+            "max_sequence_length": max_length_of(recipe),
+            **recipe.classification.model_dump(exclude={"threshold", "baseline"}),
+        }
 
     @classmethod
     def metric_names_of(cls, recipe: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from pydantic import Field
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task
+from kerasllm.task import Task, check_max_length, innermost_objective
 
 if TYPE_CHECKING:
     import keras
@@ -71,15 +71,8 @@ class Embed(Task):
         super().__init__(recipe, vocabulary)
         self.settings: EmbeddingSettings = recipe.embedding
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
-        if self.max_length <= SPECIAL_TOKENS:
-            raise UserError(
-                f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
-                f"(batching.max_sequence_length) or of the model, are too few; {SPECIAL_TOKENS + 1} are needed"
-            )
-        objective = recipe.training.objective
-        while hasattr(objective, "around"):
-            objective = objective.around
-        if objective.name == "r_drop":
+        check_max_length(recipe, SPECIAL_TOKENS + 1)
+        if innermost_objective(recipe).name == "r_drop":
             place = recipe.place("training", "objective")
             raise UserError(f"{place}: r_drop compares probabilities, and a vector has none; use supervised")
 

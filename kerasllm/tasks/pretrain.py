@@ -25,7 +25,7 @@ from kerasllm.data.packing import document_key, pack_pairs, pack_stretches, spli
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task
+from kerasllm.task import Task, check_max_length, innermost_objective, max_length_of
 
 if TYPE_CHECKING:
     import keras
@@ -89,15 +89,8 @@ class Pretrain(Task):
         self.settings: PretrainingSettings = recipe.pretraining
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
         needed = 5 if self.settings.next_sentence else 3
-        if self.max_length < needed:
-            raise UserError(
-                f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
-                f"(batching.max_sequence_length) or of the model, are too few; {needed} are needed"
-            )
-        objective = recipe.training.objective
-        while hasattr(objective, "around"):
-            objective = objective.around
-        if objective.name == "r_drop" and self.settings.next_sentence:
+        check_max_length(recipe, needed)
+        if innermost_objective(recipe).name == "r_drop" and self.settings.next_sentence:
             raise UserError(
                 f"{recipe.place('training', 'objective')}: r_drop compares one prediction for each position; use "
                 "supervised, or pretraining.next_sentence: false"
@@ -106,8 +99,7 @@ class Pretrain(Task):
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """The tokens that fit into both a batch and the model, special ones included, and whether there are pairs."""
-        longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
-        return {"max_sequence_length": longest, "next_sentence": recipe.pretraining.next_sentence}
+        return {"max_sequence_length": max_length_of(recipe), "next_sentence": recipe.pretraining.next_sentence}
 
     @classmethod
     def metric_names_of(cls, recipe: Any) -> tuple[str, ...]:
