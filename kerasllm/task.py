@@ -231,9 +231,8 @@ def check_max_length(recipe: Any, needed: int) -> None:
         )
 
 
-def innermost_objective(recipe: Any) -> Any:
-    """The objective of a recipe that all its others stand around."""
-    objective = recipe.training.objective
+def innermost(objective: Any) -> Any:
+    """The settings of the objective that all the others of these stand around; None for None."""
     while hasattr(objective, "around"):
         objective = objective.around
     return objective

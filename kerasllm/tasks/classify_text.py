@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task, check_max_length, innermost_objective, max_length_of
+from kerasllm.task import Task, check_max_length, innermost, max_length_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +110,7 @@ class ClassifyText(Task):
                 only = ", ".join(map(repr, vocabulary.labels))
                 raise UserError(f"data.train: has no other label than {only}; there must be two to choose from")
             return
-        if innermost_objective(recipe).name == "r_drop":
+        if innermost(recipe.training.objective).name == "r_drop":
             raise UserError(
                 f"{recipe.place('training', 'objective')}: r_drop compares probabilities, and a number has none; "
                 "use supervised, or another kind in classification.kind"

@@ -20,7 +20,7 @@ from pydantic import Field
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task, check_max_length, innermost_objective
+from kerasllm.task import Task, check_max_length, innermost, max_length_of
 
 if TYPE_CHECKING:
     import keras
@@ -72,16 +72,15 @@ class Embed(Task):
         self.settings: EmbeddingSettings = recipe.embedding
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
         check_max_length(recipe, SPECIAL_TOKENS + 1)
-        if innermost_objective(recipe).name == "r_drop":
+        if innermost(recipe.training.objective).name == "r_drop":
             place = recipe.place("training", "objective")
             raise UserError(f"{place}: r_drop compares probabilities, and a vector has none; use supervised")
 
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """How numbers are scaled, and the tokens that fit into both a batch and the model, special ones included."""
-        longest = min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)
         return {
-            "max_sequence_length": longest,
+            "max_sequence_length": max_length_of(recipe),
             **recipe.embedding.model_dump(include={"number_offset", "number_scale"}),
         }
 

@@ -25,7 +25,7 @@ from kerasllm.data.packing import document_key, pack_pairs, pack_stretches, spli
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task, check_max_length, innermost_objective, max_length_of
+from kerasllm.task import Task, check_max_length, innermost, max_length_of
 
 if TYPE_CHECKING:
     import keras
@@ -90,7 +90,7 @@ class Pretrain(Task):
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
         needed = 5 if self.settings.next_sentence else 3
         check_max_length(recipe, needed)
-        if innermost_objective(recipe).name == "r_drop" and self.settings.next_sentence:
+        if innermost(recipe.training.objective).name == "r_drop" and self.settings.next_sentence:
             raise UserError(
                 f"{recipe.place('training', 'objective')}: r_drop compares one prediction for each position; use "
                 "supervised, or pretraining.next_sentence: false"

@@ -19,7 +19,7 @@ from kerasllm.data.tag_schemes import OUTSIDE, allowed_by_bio, split_tag, to_bio
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task
+from kerasllm.task import Task, check_max_length, innermost, max_length_of
 
 if TYPE_CHECKING:
     import keras
@@ -86,11 +86,7 @@ class Tag(Task):
         super().__init__(recipe, vocabulary)
         self.has_crf = recipe.tagging.decoder == "crf"
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
-        if self.max_length < 3:  # START, END and a token
-            raise UserError(
-                f"{recipe.place('model', 'max_sequence_length')}: {self.max_length} tokens, those of a batch "
-                "(batching.max_sequence_length) or of the model, are too few; 3 are needed"
-            )
+        check_max_length(recipe, 3)  # START, END and a token
         if set(vocabulary.labels) == {OUTSIDE}:
             raise UserError("data.train: has no other tag than 'O'; there must be entities to learn")
         if self.has_crf:
@@ -99,7 +95,7 @@ class Tag(Task):
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """The tokens that fit into both a batch and the model, special ones included."""
-        return {"max_sequence_length": min(recipe.batching.max_sequence_length, recipe.model.max_sequence_length)}
+        return {"max_sequence_length": max_length_of(recipe)}
 
     @classmethod
     def labels_in(cls, recipe: Any, text: str) -> list[str]:
@@ -345,9 +341,7 @@ def check_training_of_crf(recipe: Any) -> None:
                 f"{recipe.place(*keys, 'label_smoothing')}: a crf has one right sequence of tags, nothing to smooth; "
                 "leave it out, or take tagging.decoder: softmax"
             )
-        objective = settings.objective
-        while hasattr(objective, "around"):
-            objective = objective.around
+        objective = innermost(settings.objective)
         if objective is not None and objective.name == "r_drop":
             raise UserError(
                 f"{recipe.place(*keys, 'objective')}: r_drop compares the probabilities of single tags, and a crf has "
