@@ -301,4 +301,8 @@ class BatchStream:
         signature = (part,) * (self.accumulation.greatest * self.micro_batches)
         elements = tf.data.Dataset.from_generator(partial(self._generate, replicas), output_signature=signature)
         # Said to be endless: workers would otherwise ask each other before every step whether there is one more.
-        return elements.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(4)
+        elements = elements.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(4)
+        # The thread that tunes a pipeline sleeps for up to a minute, and at times the end of training waits for it.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return elements.with_options(options)

@@ -160,6 +160,12 @@ def test_dataset_starts_where_it_was_sought_and_goes_on_from_epoch_to_epoch(make
     assert first[0]["b"].dtype == np.int32
 
 
+def test_nothing_tunes_the_pipeline(make_examples):
+    """TensorFlow's tuning thread sleeps for up to 60 s, and at times the end of an iterator waits for it."""
+    stream = BatchStream(make_examples([[1, 1]] * 4), settings(), 0)
+    assert stream.dataset().options().autotune.enabled is False
+
+
 def test_windows_take_every_planned_batch_and_grow_at_their_step():
     accumulation = Accumulation(((0, 1), (2, 3)))
     assert accumulation.windows(7, first_step=0) == [slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 7)]
