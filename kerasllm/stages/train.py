@@ -24,6 +24,7 @@ from kerasllm.cluster import (
     read_cluster,
     wait_until_visible,
 )
+from kerasllm.data.batching import BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
@@ -300,9 +301,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     epoch, step_in_epoch = run.plan.locate(state["step"])
     run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
     strategy, directory, writes = run.strategy, run.directory, is_chief(run.strategy)
-    dataset = strategy.distribute_datasets_from_function(
-        lambda context: run.stream.dataset(context.input_pipeline_id, context.num_input_pipelines)
-    )
+    dataset = distributed(run.stream, strategy)
     writer = open_log(directory, state["step"]) if writes else tf.summary.create_noop_writer()
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
@@ -328,6 +327,21 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
+
+
+def distributed(stream: BatchStream, strategy: tf.distribute.Strategy) -> tf.distribute.DistributedDataset:
+    """The elements of a stream, one after the other for each replica of the strategy.
+
+    For several replicas TensorFlow puts an iterator behind each, whose tuning thread cannot be switched off and sleeps
+    for up to a minute; at times the end of training waits for it. A single one is served by the stream's own.
+    """
+    options = None
+    if strategy.num_replicas_in_sync == 1:
+        mode = tf.distribute.InputReplicationMode.PER_REPLICA
+        options = tf.distribute.InputOptions(experimental_replication_mode=mode, experimental_fetch_to_device=False)
+    return strategy.distribute_datasets_from_function(
+        lambda context: stream.dataset(context.input_pipeline_id, context.num_input_pipelines), options
+    )
 
 
 def open_log(directory: RunDirectory, step: int) -> tf.summary.SummaryWriter:
