@@ -10,6 +10,8 @@ from kerasllm.cluster import is_alone, is_chief
 from kerasllm.training.incidents import inspect_step
 from kerasllm.training_run import Run
 
+MAX_INCIDENTS = 100
+"""Steps of a run that are written down; where many are left out, later ones tell no more."""
 NOT_INSPECTED = {"first_layer": None, "weights": [], "gradient_norms": {}}
 """What is known of a step that cannot be taken again: for want of memory, or because it takes several workers."""
 
@@ -28,6 +30,8 @@ def describe_step(run: Run, attempt: int, step: int, what: str, figures: dict[st
     position = (epoch, step_in_epoch, run.plan.epoch_starts[epoch])
     if not is_chief(run.strategy):
         return "the chief has written down the batch"
+    if len(list(run.directory.incidents_path.glob("step_*.json"))) >= MAX_INCIDENTS:
+        return f"{run.directory.incidents_path} has {MAX_INCIDENTS} such batches, and this one is not written down"
     elements, rows = run.stream.elements_of_step(*position), run.stream.rows_of_step(*position)
     try:
         found = inspect_step(run.trainer, run.strategy, elements) if is_alone(run.strategy) else NOT_INSPECTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -148,6 +149,25 @@ class RunDirectory:
         for directory in (self.path, self.checkpoints_path, self.logs_path, self.predictions_path):
             with naming_the_target(directory):
                 directory.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process can hold the directory while the block runs; what a killed one held is free again.
+
+        Raises:
+            UserError: another process holds it, or it cannot be made.
+        """
+        with naming_the_target(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path}: another process trains here; stop it, or name another place") from error
+            yield
+        finally:
+            os.close(descriptor)
 
     def write_incident(self, step: int, attempt: int, found: dict[str, object]) -> Path:
         """Writes down what is known of a step that went wrong; of a later attempt at the step beside the first one.

@@ -197,8 +197,21 @@ class _Mistake:
             discriminator = self.context["discriminator"].strip("'")
             self.key_path += (discriminator,)
             self.tags = sorted(_tag(each, discriminator) for each in sections[-1])
+        if self.kind == "value_error":
+            self._follow_key(document.data)
         self.is_unknown_key = self.kind == "extra_forbidden"
         self.expected = EXPECTED.get(self.kind, "").format(**self.context)
+
+    def _follow_key(self, data: typing.Any) -> None:
+        """Goes to the key that is meant where the validator of a section begins its message with it: `test: is ...`."""
+        name, colon, rest = self.message.removeprefix("Value error, ").partition(": ")
+        for key in self.key_path:
+            data = data[key]
+        keys = tuple(name.split("."))
+        for key in keys:
+            data = data.get(key) if isinstance(data, dict) else None
+        if colon and data is not None:
+            self.key_path, self.message = (*self.key_path, *keys), rest
 
     def text(self, alternatives: list[str]) -> str:
         """Returns what is wrong and what to do; `alternatives` are what all members of a union expect here."""

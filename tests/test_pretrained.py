@@ -289,7 +289,7 @@ def test_no_steps_give_a_run_that_answers_with_the_weights_as_they_are(published
     assert train(recipe, tmp_path / "taken", published) == report
 
 
-def test_no_steps_need_weights_and_a_head(published, make_run, tmp_path):
+def test_no_steps_need_weights_and_a_head_and_one_machine(published, make_run, tmp_path, monkeypatch):
     from kerasllm.stages.train import train
 
     make_run(SOURCE)
@@ -297,6 +297,10 @@ def test_no_steps_need_weights_and_a_head(published, make_run, tmp_path):
         train(load_recipe(published / "r.yaml", ["training.train_steps=0", "model.pretrained=null"]), tmp_path / "no")
     recipe = load_recipe(published / "r.yaml", ["training.train_steps=0", "model.pretrained=source"])
     with pytest.raises(UserError, match=r"train_steps: is 0, but classifier must be trained; raise it"):
+        train(recipe, tmp_path / "no", published)
+    workers = {"cluster": {"worker": ["localhost:1", "localhost:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
+    with pytest.raises(UserError, match=r"training\.train_steps.*: 0 leaves no work for several machines; unset TF_"):
         train(recipe, tmp_path / "no", published)
     assert not (tmp_path / "no").exists()
 

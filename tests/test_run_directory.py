@@ -201,3 +201,12 @@ def test_a_run_exists_once_its_recipe_is_written(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_directory_is_held_by_one_alone(tmp_path):
+    path = tmp_path / "run"
+    directory = RunDirectory(path)
+    with directory.held(), pytest.raises(UserError, match="another process trains here"), RunDirectory(path).held():
+        pass
+    with directory.held():
+        pass

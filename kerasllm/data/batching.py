@@ -306,3 +306,19 @@ class BatchStream:
         options = tf.data.Options()
         options.autotune.enabled = False
         return elements.with_options(options)
+
+    def distributed_dataset(self, strategy: "tf.distribute.Strategy") -> "tf.distribute.DistributedDataset":
+        """The elements of `dataset`, one after the other for each replica of the strategy.
+
+        For several replicas TensorFlow puts a further iterator behind each, with a tuning thread that cannot be
+        switched off; a single one is served by the iterator of `dataset` itself.
+        """
+        import tensorflow as tf
+
+        options = None
+        if strategy.num_replicas_in_sync == 1:
+            mode = tf.distribute.InputReplicationMode.PER_REPLICA
+            options = tf.distribute.InputOptions(experimental_replication_mode=mode, experimental_fetch_to_device=False)
+        return strategy.distribute_datasets_from_function(
+            lambda context: self.dataset(context.input_pipeline_id, context.num_input_pipelines), options
+        )

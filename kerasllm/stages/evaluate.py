@@ -19,6 +19,8 @@ from kerasllm.terminal import say, show_table
 from kerasllm.trained_run import load_run
 
 NUM_SAMPLES = 5
+MAX_SHOWN = 160
+"""Characters of a text in the table of first answers; the file of predictions has all of it."""
 WORTH_A_LINE_SECONDS = 2.0
 
 
@@ -40,7 +42,7 @@ def show_report(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         columns = ("", *next(iter(table.values())))
         show_table(name, columns, [(row, *map(shown, cells.values())) for row, cells in table.items()])
     names = [name for name, value in rows[0].items() if not isinstance(value, list)]
-    samples = [tuple(shown(row[name]) for name in names) for row in rows[:NUM_SAMPLES]]
+    samples = [tuple(shortened(shown(row[name])) for name in names) for row in rows[:NUM_SAMPLES]]
     show_table("the first of them", names, samples)
 
 
@@ -49,6 +51,12 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(shown, value))
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def shortened(text: str) -> str:
+    """A text on one line, without what goes beyond `MAX_SHOWN` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def write_pictures(evaluator: Evaluator, split: str, directory: Path) -> list[str]:

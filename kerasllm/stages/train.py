@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from kerasllm.cluster import (
     read_cluster,
     wait_until_visible,
 )
-from kerasllm.data.batching import BatchStream
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
@@ -76,6 +75,9 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
     recipe = complete_recipe(recipe, data_dir)
     check_run(directory, recipe)
     if recipe.training.train_steps == 0:
+        if cluster:
+            place = recipe.place("training", "train_steps")
+            raise UserError(f"{place}: 0 leaves no work for several machines; unset TF_CONFIG")
         return take_over(directory, recipe, data_dir)
     replicas = recipe.training.num_replicas
     # Before TensorFlow runs anything: it fixes the devices.
@@ -114,15 +116,21 @@ def train_with(
     """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
     prepared = prepare_on_all(strategy, recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
-    from_chief(strategy, lambda: begin_run(directory, recipe, prepared, run.teachers))
-    if not is_chief(strategy):
-        wait_until_visible(directory.path, directory.exists)
-    finished = from_chief(strategy, lambda: directory.read_manifest().get("finished"))
-    if finished is not None:
-        say(f"{directory.path}: is trained already; remove it to train again")
-        return finished
-    run, seconds = fit_to_the_end(run, prepared, data_dir)
-    return from_chief(strategy, lambda: finish(run, seconds))
+    with ExitStack() as held:
+
+        def begin_alone() -> None:
+            held.enter_context(directory.held())
+            begin_run(directory, recipe, prepared, run.teachers)
+
+        from_chief(strategy, begin_alone)
+        if not is_chief(strategy):
+            wait_until_visible(directory.path, directory.exists)
+        finished = from_chief(strategy, lambda: directory.read_manifest().get("finished"))
+        if finished is not None:
+            say(f"{directory.path}: is trained already; remove it to train again")
+            return finished
+        run, seconds = fit_to_the_end(run, prepared, data_dir)
+        return from_chief(strategy, lambda: finish(run, seconds))
 
 
 def prepare_on_all(strategy: tf.distribute.Strategy, recipe: Recipe, data_dir: Path | str | None) -> Prepared:
@@ -301,7 +309,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
     epoch, step_in_epoch = run.plan.locate(state["step"])
     run.stream.seek(epoch, step_in_epoch, first_step=run.plan.epoch_starts[epoch])
     strategy, directory, writes = run.strategy, run.directory, is_chief(run.strategy)
-    dataset = distributed(run.stream, strategy)
+    dataset = run.stream.distributed_dataset(strategy)
     writer = open_log(directory, state["step"]) if writes else tf.summary.create_noop_writer()
     with progress("train", total=run.plan.total_steps, unit="steps") as bar, closing(writer):
         bar.advance(state["step"])
@@ -327,21 +335,6 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         step = int(run.trainer.optimizer.iterations.numpy())
         raise KeyboardInterrupt(f"stopped after step {step:,}, which is saved; the same command goes on from there")
     return saving.seconds
-
-
-def distributed(stream: BatchStream, strategy: tf.distribute.Strategy) -> tf.distribute.DistributedDataset:
-    """The elements of a stream, one after the other for each replica of the strategy.
-
-    For several replicas TensorFlow puts an iterator behind each, whose tuning thread cannot be switched off and sleeps
-    for up to a minute; at times the end of training waits for it. A single one is served by the stream's own.
-    """
-    options = None
-    if strategy.num_replicas_in_sync == 1:
-        mode = tf.distribute.InputReplicationMode.PER_REPLICA
-        options = tf.distribute.InputOptions(experimental_replication_mode=mode, experimental_fetch_to_device=False)
-    return strategy.distribute_datasets_from_function(
-        lambda context: stream.dataset(context.input_pipeline_id, context.num_input_pipelines), options
-    )
 
 
 def open_log(directory: RunDirectory, step: int) -> tf.summary.SummaryWriter:

@@ -149,7 +149,8 @@ class Evaluation(StepCallback):
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in numbers.items()
         )
         say(f"step {step:,}: train loss {logs['loss']:.3f}  validation: {shown}{'  (best)' if gained else ''}")
-        self.record({"step": step, "train_loss": logs["loss"], "validation": metrics})
+        train_loss = logs["loss"] if math.isfinite(logs["loss"]) else None  # JSON knows no other numbers
+        self.record({"step": step, "train_loss": train_loss, "validation": metrics})
         with self.writer.as_default(step):
             for name, value in numbers.items():
                 tf.summary.scalar(f"validation/{name}", value)

@@ -50,11 +50,11 @@ def test_every_source(build, section, splits):
         ("data: {source: built_in, name: dates}", "data.train: is missing"),
         ("data: {source: built_in, name: dates, train: 0}", "data.train: must be at least 1"),
         ("data: {source: built_in, name: times, train: 9}", "data.name: must be 'dates'.* or 'slopes'"),
-        (TABLE % "test: b.xlsx", r"data: test: 'b.xlsx' has no known extension; use \.csv, .*parquet"),
+        (TABLE % "test: b.xlsx", r"data.test: 'b.xlsx' has no known extension; use \.csv, .*parquet"),
         (TABLE % "test: 1.5", "data.test: must be a file, or a share of the training file between 0 and 1, found 1.5"),
         (TABLE % "test: 0.5, validation: 0.5", "the shares of validation and test leave nothing to train on"),
         (TABLE % "test: 0.5, header: {test: [en]}", "header.test: test is no file"),
-        (TABLE % "test: b.parquet.gz", "data: test: 'b.parquet.gz' has no known extension"),
+        (TABLE % "test: b.parquet.gz", "data.test: 'b.parquet.gz' has no known extension"),
         (
             "data: {source: parallel_text, train: {source: a, target: b}, test: {source: c}}",
             "test must name a file for the same fields as train: source, target",

@@ -132,6 +132,13 @@ def test_a_report_has_its_tables_apart_and_no_lists(capsys):
     assert "0.98" not in shown
 
 
+def test_of_a_long_text_a_report_shows_the_beginning(capsys):
+    stage.show_report({"loss": 1.0}, [{"text": "one\ttwo " + 1000 * "z", "prediction": "good"}])
+    shown = capsys.readouterr().err
+    assert "one two" in " ".join(shown.split())
+    assert shown.count("z") == stage.MAX_SHOWN - len("one two …")
+
+
 def test_changed_training_data_is_refused(stub_run):
     (stub_run / "prepared" / "tokenizer" / "tokenizer.json").write_text('{"kind": "words"}')
     with pytest.raises(UserError, match=r"its training data has changed.*--data-dir"):

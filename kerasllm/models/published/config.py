@@ -8,6 +8,7 @@ from typing import Any
 
 from kerasllm.data.published import PRESET, locate
 from kerasllm.errors import UserError
+from kerasllm.models.published.safetensors_files import tensor_names
 from kerasllm.models.settings import BertSettings
 
 CONFIG_KEYS = {
@@ -71,16 +72,8 @@ def has_pooler(source: str, root: Path | None = None) -> bool:
 
     Where there are no weights to be looked at, it is taken to have them; reading them will say what is wrong.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = None if source.startswith(PRESET) else locate(source, root) / "model.safetensors"
-    if path is None or not path.is_file():
-        return True
-    try:
-        with safe_open(path, "np") as file:
-            return any(name.endswith("pooler.dense.weight") for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    names = [] if source.startswith(PRESET) else tensor_names(locate(source, root))
+    return not names or any(name.endswith("pooler.dense.weight") for name in names)
 
 
 def _read_settings(config: dict[str, Any], path: Path) -> BertSettings:

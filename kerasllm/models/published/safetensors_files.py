@@ -47,6 +47,25 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     return renamed
 
 
+def tensor_names(directory: Path) -> list[str]:
+    """The names that the files of a model give its tensors; [] where there are no files. Reads no tensor.
+
+    Raises:
+        UserError: a file is damaged, or one that the index names is missing.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / WEIGHTS
+    if not path.is_file():
+        index = directory / WEIGHTS_INDEX
+        return [name for names in _read_index(index).values() for name in names] if index.is_file() else []
+    try:
+        with safe_open(path, "np") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
 def _read_index(path: Path) -> dict[str, list[str]]:
     """The names of the files, each with those of its tensors; all files were found to be there."""
     try:

@@ -15,6 +15,7 @@ from kerasllm.errors import UserError
 from kerasllm.layers.heads import ClassificationHead, MaskedLanguageHead, SpanHead
 from kerasllm.models.bert import Bert
 from kerasllm.models.published.bert import published_of, read_published, write_huggingface
+from kerasllm.models.published.config import has_pooler
 
 WIDTH, WIDE, LAYERS, HEADS, TOKENS, POSITIONS = 8, 12, 2, 2, 11, 10
 CONFIG = {
@@ -199,6 +200,13 @@ def test_shards_give_what_the_whole_file_gives(tensors, shard):
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+def test_shards_say_whether_they_have_a_pooler(tensors, shard):
+    assert has_pooler(str(shard()))
+    for name in [name for name in tensors if name.startswith("pooler.")]:
+        del tensors[name]
+    assert not has_pooler(str(shard()))
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", "..", 7])
