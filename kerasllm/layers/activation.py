@@ -20,13 +20,14 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
 
     @tf.custom_gradient
     def activated(x):
-        share = 0.5 * tf.math.erf(x * math.sqrt(0.5)) + 0.5
+        # In these words TensorFlow makes it a part of the product before it, where nothing else needs x.
+        twice_share = 1.0 + tf.math.erf(x * math.sqrt(0.5))
 
         def backward(upstream):
             density = tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
-            return upstream * (share + x * density)
+            return upstream * (0.5 * twice_share + x * density)
 
-        return x * share, backward
+        return (0.5 * x) * twice_share, backward
 
     return activated(x)
 

@@ -45,6 +45,7 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """x: [B, T, D] -> [B, T, D]."""
-        x = self.activation(self.expand(x))  # [B, T, F]
-        x = self.dropout(x, training=training)
-        return self.contract(x)  # [B, T, D]
+        rows = tf.reshape(x, [-1, x.shape[-1]])
+        rows = self.activation(self.expand(rows))  # [B * T, F]
+        rows = self.dropout(rows, training=training)
+        return tf.reshape(self.contract(rows), tf.shape(x))

@@ -59,6 +59,8 @@ class Projection(keras.layers.Layer):
             y = self.adapter(rows)
         if self.use_bias:
             y = tf.nn.bias_add(y, tf.convert_to_tensor(self.bias))
+        if len(x.shape) == 2:
+            return y
         result = tf.reshape(y, tf.concat([tf.shape(x)[:-1], [self.units]], axis=0))
         result.set_shape([*x.shape[:-1], self.units])
         return result
