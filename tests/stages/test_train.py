@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
+from kerasllm.run_directory import RunDirectory
 from kerasllm.stages import train as stage
 from kerasllm.training.settings import StepPlan
 from kerasllm.training_run import build_scheduled_optimizer
@@ -22,28 +23,42 @@ def test_a_run_of_another_recipe_is_refused(train, tmp_path, recipe):
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
-def test_nothing_is_written_before_the_data_is_known_to_be_good(train, tmp_path):
-    files = "{source: a.txt, target: b.txt}"
-    data = f"data={{source: parallel_text, train: {files}, validation: {files}}}"
-    refused = train(tmp_path / "run", "--set", data)
-    assert refused.returncode == 2
-    assert "a.txt: no such file" in refused.stderr
+FILES = "{source: a.txt, target: b.txt}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([f"data={{source: parallel_text, train: {FILES}, validation: {FILES}}}"], r"a\.txt: no such file"),
+        (["data={source: built_in, name: dates, train: 30}"], r"data\.validation: is missing"),
+        (
+            ["training.train_steps=null", "training.train_epochs=1", "training.schedule.warmup_steps=5000"],
+            r"training\.schedule\.warmup_steps: 5000 is not below the",
+        ),
+        (
+            ["training.best_metric=exact_mach"],
+            r"training\.best_metric: no metric 'exact_mach'; did you mean 'exact_match'\?",
+        ),
+        (
+            ["ticks=[{when_plateau: {metric: blue}, learning_rate_factor: 0.5}]"],
+            r"ticks\[0\]\.when_plateau\.metric: no metric 'blue'; did you mean 'bleu'\?",
+        ),
+        (
+            ["model.max_sequence_length=40"],
+            r"batching\.max_sequence_length: 48 is more than the 40 positions of the model",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, recipe, overrides, message):
+    with pytest.raises(UserError, match=message):
+        stage.train(load_recipe(recipe, overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_validation_split_nothing_could_be_chosen(train, tmp_path):
-    refused = train(tmp_path / "run", "--set", "data={source: built_in, name: dates, train: 30}")
-    assert refused.returncode == 2
-    assert "data.validation: is missing" in refused.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_warm_up_longer_than_the_epochs(train, tmp_path):
-    changes = ["training.train_steps=null", "training.train_epochs=1", "training.schedule.warmup_steps=5000"]
-    refused = train(tmp_path / "run", *(part for change in changes for part in ("--set", change)))
-    assert refused.returncode == 2
-    assert "training.schedule.warmup_steps: 5000 is not below the" in refused.stderr
-    assert not (tmp_path / "run").exists()
+def test_one_process_at_a_time_trains_a_run(tmp_path, recipe):
+    held = RunDirectory(tmp_path / "run").held()
+    with held, pytest.raises(UserError, match="another process trains here; stop it"):
+        stage.train(load_recipe(recipe), tmp_path / "run")
 
 
 def test_a_pattern_without_a_variable_is_named_by_recipe_and_key(recipe):
@@ -73,19 +88,6 @@ def test_a_batch_too_large_for_memory_is_taken_in_more_micro_batches(recipe, tmp
     fits = 1000
     with pytest.raises(UserError, match="out of memory with single examples"):
         stage.train(loaded, tmp_path / "other")
-
-
-def test_a_metric_that_the_task_has_not(train, tmp_path):
-    refused = train(tmp_path / "run", "--set", "training.best_metric=exact_mach")
-    assert refused.returncode == 2
-    assert "training.best_metric: no metric 'exact_mach'; did you mean 'exact_match'?" in refused.stderr
-
-
-def test_a_plateau_of_a_metric_that_the_task_has_not(train, tmp_path):
-    refused = train(tmp_path / "run", "--set", "ticks=[{when_plateau: {metric: blue}, learning_rate_factor: 0.5}]")
-    assert refused.returncode == 2
-    assert "ticks[0].when_plateau.metric: no metric 'blue'; did you mean 'bleu'?" in refused.stderr
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,13 +130,6 @@ def test_what_does_not_fit_is_refused_with_its_line_before_anything_is_written(t
 def test_a_batch_that_cannot_be_split_or_accumulated(tmp_path, recipe, change, message):
     with pytest.raises(UserError, match=rf"^--set training\.{message}"):
         stage.train(load_recipe(recipe, [f"training.{change}"]), tmp_path / "run")
-
-
-def test_batches_longer_than_the_model(train, tmp_path):
-    refused = train(tmp_path / "run", "--set", "model.max_sequence_length=40")
-    assert refused.returncode == 2
-    assert "batching.max_sequence_length: 48 is more than the 40 positions of the model" in refused.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_two_replicas_train(train, tmp_path, recipe):
