@@ -30,6 +30,7 @@ TINY = {
     "model.num_heads": "2",
     "model.hidden_dim": "16",
     "model.intermediate_dim": "16",
+    "tuning.num_layers": "1",
     "generation.beam_size": "1",
     "generation.max_length_ratio": "0.1",
     "generation.max_extra_tokens": "2",

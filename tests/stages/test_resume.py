@@ -56,7 +56,8 @@ def arm(stop, run_dir):
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
         path = str(arguments[0])
-        if path.startswith(run_dir) and stop.get("path", "") in path or event in ("os.remove", "os.rmdir"):
+        removes = event in ("os.remove", "os.rmdir") and "error" not in stop  # a full disk refuses no removal
+        if path.startswith(run_dir) and stop.get("path", "") in path or removes:
             left -= "/logs/" not in path
             if left < 0:
                 if "error" in stop:
