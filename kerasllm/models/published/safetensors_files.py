@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,17 +56,12 @@ def tensor_names(directory: Path) -> list[str]:
     Raises:
         UserError: a file is damaged, or one that the index names is missing.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = directory / WEIGHTS
     if not path.is_file():
         index = directory / WEIGHTS_INDEX
         return [name for names in _read_index(index).values() for name in names] if index.is_file() else []
-    try:
-        with safe_open(path, "np") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    with _opened(path) as file:
+        return list(file.keys())
 
 
 def _read_index(path: Path) -> dict[str, list[str]]:
@@ -86,12 +84,19 @@ def _read_index(path: Path) -> dict[str, list[str]]:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise UserError(f"{path}: does not exist; weights in other formats are to be saved as safetensors first")
+    with _opened(path) as file:
+        return {name: file.get_tensor(name).astype("float32") for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of safetensors; what goes wrong in the block is an error that names it."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "np") as file:
-            return {name: file.get_tensor(name).astype("float32") for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
