@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from kerasllm import __version__
-from kerasllm.environment import load_tensorflow
+from kerasllm.environment import UNUSED_BY_COMMANDS, load_tensorflow
 from kerasllm.errors import UserError
 
 COMMAND = "kerasllm"
@@ -216,7 +216,7 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
 
     loaded = load_recipe(recipe, overrides)
     read_cluster()  # its mistakes are answered before TensorFlow loads
-    load_tensorflow()
+    load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.train import train as train_stage
 
     _report(train_stage(loaded, run_dir, data_dir), as_json)
@@ -238,11 +238,13 @@ def compare(recipe: str, as_json: bool, **options: Any) -> None:
     """Train RECIPE with several settings, and show them side by side.
 
     All values of all --over options are combined, and each combination is trained with each seed, in a process of its
-    own. Trials that have ended are not run again, so the same command goes on after Ctrl-C, or with more seeds.
+    own. Keys with + between them change together, and have a list for each choice. Trials that have ended are not run
+    again, so the same command goes on after Ctrl-C, or with more seeds.
 
     \b
     kerasllm compare translate/dates_tiny --over model.dropout=0,0.1 --seeds 3 --run-dir runs/dropout
-    kerasllm compare mine.yaml --over 'tuning={name: full},{name: lora, rank: 8}' --run-dir runs/ways
+    kerasllm compare mine.yaml --run-dir runs/ways \\
+        --over 'tuning+training.peak_learning_rate=[{name: full}, 0.0001],[{name: lora, rank: 8}, 0.0005]'
     kerasllm compare translate/dates_tiny --over training.peak_learning_rate=0.001,0.004 \\
         --over model.num_layers=1,2 --set training.train_steps=500 --target loss=0.5 --run-dir runs/rates
     """
@@ -268,7 +270,7 @@ def evaluate(run: Path, split: str, overrides: Sequence[str], data_dir: Path | N
     kerasllm evaluate runs/dates
     kerasllm evaluate runs/dates --split validation --set generation.beam_size=1 --json
     """
-    load_tensorflow()
+    load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.evaluate import evaluate as evaluate_stage
 
     _report(evaluate_stage(run, split, data_dir, overrides), as_json)
@@ -294,7 +296,7 @@ def predict(
     if texts and file:
         raise UserError("texts were given both as arguments and by --input; leave one of them out")
     texts = texts or _read_lines(file or click.get_binary_stream("stdin"), file.name if file else "standard input")
-    load_tensorflow()
+    load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.predict import predict as predict_stage
 
     answers = predict_stage(run, texts, overrides, data_dir)
@@ -329,7 +331,7 @@ def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: P
     kerasllm export runs/dates --to saved_models/dates_greedy --set generation.beam_size=1
     kerasllm export runs/reviews --to reviews_bert --format huggingface
     """
-    load_tensorflow()
+    load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.serving import saved_model
     from kerasllm.stages.export import export as export_stage
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,18 +31,36 @@ def configure() -> None:
         os.environ.setdefault(name, value)
 
 
-def load_tensorflow() -> None:
+# Keras imports them if they are there, for wrappers and galleries that no command uses: a quarter of its start.
+UNUSED_BY_COMMANDS = ("sklearn", "matplotlib.pyplot")
+
+
+def load_tensorflow(without: Sequence[str] = ()) -> None:
     """Imports TensorFlow and looks for its devices, without the start-up messages that no setting of it silences.
 
     They are shown when the import fails, and when the user has set TF_CPP_MIN_LOG_LEVEL.
+
+    Args:
+        without: modules that TensorFlow and Keras do not get to import; they can be imported afterwards.
     """
     quiet = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == DEFAULTS["TF_CPP_MIN_LOG_LEVEL"]
-    with _standard_error_held_back() if quiet else contextlib.nullcontext():
+    with _standard_error_held_back() if quiet else contextlib.nullcontext(), _left_out(without):
         import tensorflow as tf
 
         tf.config.list_physical_devices()
     if quiet:
         tf.get_logger().setLevel("ERROR")
+
+
+@contextlib.contextmanager
+def _left_out(modules: Sequence[str]) -> Iterator[None]:
+    absent = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # None: its import raises ImportError
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def seed_everything(seed: int) -> None:

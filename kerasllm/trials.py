@@ -59,28 +59,45 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_over(over: Sequence[str]) -> dict[str, list[Any]]:
-    """`key=a,b` options -> key -> its values, which may be sections: `tuning={name: full},{name: lora, rank: 4}`.
+def read_over(over: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Reads `--over` options: for each its choices, and for each choice swept key -> value.
+
+    `key=a,b` has a key alone, whose values may be sections: `tuning={name: full},{name: lora, rank: 4}`. Keys with +
+    between them change together, and have a list for each choice: `model.num_layers+model.dropout=[2, 0],[6, 0.1]`.
 
     Raises:
-        UserError: one is not of that form, or a key or value comes twice.
+        UserError: one is not of that form, or a key or choice comes twice.
     """
-    swept: dict[str, list[Any]] = {}
-    for text in over:
-        key, equals, values = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise UserError(f"--over {text}: must be section.key=value,value")
-        if key in swept:
-            raise UserError(f"--over {key}: is given twice; write all its values in one")
-        if key == "seed":
-            raise UserError("--over seed: seeds are varied by --seeds NUMBER")
-        swept[key] = parse_values(values, f"--over {text}")
-        texts = [as_text(value) for value in swept[key]]
-        twice = next((each for each in texts if texts.count(each) > 1), None)
-        if twice is not None:
-            raise UserError(f"--over {key}: the value {twice} is given twice")
-    return swept
+    options = [_read_choices(text) for text in over]
+    keys = [key for text in over for key in _keys(text)]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise UserError(f"--over {twice}: is given twice; write all its values in one")
+    return options
+
+
+def _keys(text: str) -> list[str]:
+    return [key.strip() for key in text.partition("=")[0].split("+")]
+
+
+def _read_choices(text: str) -> list[dict[str, Any]]:
+    names, equals, values = text.partition("=")
+    keys = _keys(text)
+    if not equals or not all(keys):
+        raise UserError(f"--over {text}: must be section.key=value,value")
+    if "seed" in keys:
+        raise UserError("--over seed: seeds are varied by --seeds NUMBER")
+    choices = parse_values(values, f"--over {text}")
+    if len(keys) == 1:
+        choices = [[value] for value in choices]
+    for choice in choices:
+        if not isinstance(choice, list) or len(choice) != len(keys):
+            raise UserError(f"--over {names}: must be a list of {len(keys)} values for each, found {as_text(choice)}")
+    texts = [", ".join(as_text(value) for value in choice) for choice in choices]
+    twice = next((each for each in texts if texts.count(each) > 1), None)
+    if twice is not None:
+        raise UserError(f"--over {names}: the value {twice} is given twice")
+    return [dict(zip(keys, choice, strict=True)) for choice in choices]
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -110,11 +127,11 @@ def plan_trials(
     Raises:
         UserError: a key or a value that the recipe cannot have, or one that is given twice.
     """
-    swept = read_over(over)
-    names = short_names(list(swept))
+    options = read_over(over)
+    names = short_names([key for choices in options for key in choices[0]])
     trials = []
-    for combination in itertools.product(*swept.values()):
-        values = dict(zip(swept, combination, strict=True))
+    for combination in itertools.product(*options):
+        values = {key: value for choice in combination for key, value in choice.items()}
         label = ", ".join(f"{names[key]}={as_text(value)}" for key, value in values.items())
         sets = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         for seed in range(base.seed, base.seed + num_seeds):

@@ -54,6 +54,8 @@ def run_command(run_python) -> Callable[..., subprocess.CompletedProcess]:
 
 COMMANDS = """
 import json, sys
+from kerasllm.environment import UNUSED_BY_COMMANDS, load_tensorflow
+load_tensorflow(without=UNUSED_BY_COMMANDS)
 import keras
 from kerasllm.cli import main
 for arguments in json.loads(sys.argv[1]):

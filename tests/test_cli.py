@@ -36,7 +36,7 @@ def stages(monkeypatch):
 
     for name in outcomes:
         monkeypatch.setitem(sys.modules, f"kerasllm.stages.{name}", stand_in(name))
-    monkeypatch.setattr(kerasllm.cli, "load_tensorflow", lambda: None)
+    monkeypatch.setattr(kerasllm.cli, "load_tensorflow", lambda without: None)
     monkeypatch.delenv("KERASLLM_DATA", raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     return types.SimpleNamespace(outcomes=outcomes, calls=calls)

@@ -21,10 +21,14 @@ def test_what_the_user_has_set_stays(run_python):
 
 def test_devices_and_seeds(run_python):
     code = """
-from kerasllm.environment import build_strategy, load_tensorflow, seed_everything
+from kerasllm.environment import UNUSED_BY_COMMANDS, build_strategy, load_tensorflow, seed_everything
 from kerasllm.errors import UserError
-load_tensorflow()
+import sys
+load_tensorflow(without=UNUSED_BY_COMMANDS)
 import keras, numpy, random, tensorflow as tf
+
+assert not {"sklearn", "scipy.stats", "matplotlib.pyplot"} & set(sys.modules), "TensorFlow imports more than it needs"
+import matplotlib.pyplot, sklearn.linear_model
 
 strategy = build_strategy(2)
 assert strategy.num_replicas_in_sync == 2, strategy

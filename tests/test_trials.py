@@ -64,6 +64,12 @@ def test_its_options_make_the_recipe_of_the_trial_again(plan, tmp_path):
         (["model.dropout=[0"], r"^--over model.dropout=\[0: not YAML"),
         (["model.dropout=0,0.1,0"], r"^--over model.dropout: the value 0 is given twice"),
         (["model.dropout=0", "model.dropout=0.1"], r"^--over model.dropout: is given twice"),
+        (["model.dropout+model.dropout=[0, 0.1]"], r"^--over model.dropout: is given twice"),
+        (["model.dropout+seed=[0, 1]"], r"^--over seed: seeds are varied by --seeds"),
+        (["model.dropout+=[0, 1]"], r"must be section.key=value,value"),
+        (["model.dropout+model.num_heads=0,1"], r"must be a list of 2 values for each, found 0$"),
+        (["model.dropout+model.num_heads=[0, 1],[0]"], r"must be a list of 2 values for each, found \[0\]$"),
+        (["model.dropout+model.num_heads=[0, 1],[0, 1]"], r"the value 0, 1 is given twice"),
         (["seed=1,2"], r"^--over seed: seeds are varied by --seeds"),
     ],
 )
@@ -78,7 +84,15 @@ def test_a_mistake_in_set_is_not_blamed_on_over(plan):
 
 
 def test_values_are_read_as_yaml():
-    assert read_over(["a.b=1,1e-3,null,{c: 2},x"]) == {"a.b": [1, 0.001, None, {"c": 2}, "x"]}
+    assert read_over(["a.b=1,1e-3,null,{c: 2},x"]) == [[{"a.b": each} for each in (1, 0.001, None, {"c": 2}, "x")]]
+
+
+def test_keys_that_change_together(plan):
+    choices = "[{name: cosine, warmup_steps: 1}, 0.1],[{name: constant}, 0.2]"
+    trials = plan("model.dropout=0,0.2", f"training.schedule+training.peak_learning_rate={choices}")
+    found = [(each.recipe.training.schedule.name, each.recipe.training.peak_learning_rate) for each in trials]
+    assert found == [("cosine", 0.1), ("constant", 0.2)] * 2
+    assert trials[3].label == "dropout=0.2, schedule=constant, peak_learning_rate=0.2"
 
 
 def test_a_section_is_shown_by_its_name(plan):

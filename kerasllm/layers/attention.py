@@ -8,7 +8,7 @@ import tensorflow as tf
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.projection import Projection, truncated_normal
 
-FORBIDDEN_SCORE = -1e9
+FORBIDDEN_PENALTY = 1e9
 
 
 def causal_mask(length: tf.Tensor | int) -> tf.Tensor:
@@ -32,11 +32,12 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor |
     Returns:
         [B, H, T, K]
     """
-    # The queries are scaled, and not the scores: TensorFlow fuses product, scaling and mask to a slow operation on CPU.
+    # The queries are scaled, and not the scores, and the mask is subtracted: TensorFlow would fuse a product with a
+    # scaling, or with something added, to an operation that is slower on CPU than the two.
     scores = tf.matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)  # [B, H, T, S]
     scores = tf.cast(scores, tf.float32)  # sums of exponentials need its digits in mixed precision too
     if mask is not None:
-        scores += tf.where(mask, 0.0, FORBIDDEN_SCORE)
+        scores -= tf.where(mask, 0.0, FORBIDDEN_PENALTY)
     probabilities = tf.cast(tf.nn.softmax(scores), value.dtype)
     if dropout is not None:
         probabilities = dropout(probabilities)

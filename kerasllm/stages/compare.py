@@ -54,7 +54,7 @@ def compare(
 
     Args:
         recipe: a file, or the name of a recipe that comes with the package.
-        over: `section.key=value,value,...`, each key once; all are combined with all.
+        over: `section.key=value,value,...`, each key once, as `trials.read_over` reads them; all are combined with all.
         run_dir: gets `trials/NAME/` (a run each), `trials/NAME.log`, `comparison.png` and `comparison.csv`.
         num_seeds: the recipe's seed and those after it.
         target: `METRIC=VALUE`; `loss` is the training loss, any other a metric of the validation split.
