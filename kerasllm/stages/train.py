@@ -119,7 +119,8 @@ def train_with(
     with ExitStack() as held:
 
         def begin_alone() -> None:
-            held.enter_context(directory.held())
+            if "finished" not in directory.read_manifest():  # one that is may lie where nothing can be written
+                held.enter_context(directory.held())
             begin_run(directory, recipe, prepared, run.teachers)
 
         from_chief(strategy, begin_alone)

@@ -22,7 +22,10 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """What is measured of a recipe: on which split, which figure, and how the peer prints that and its seconds."""
+    """What is measured of a recipe: on which split, which figure, and how the peer prints that and its seconds.
+
+    A figure that stands in a table of the evaluation has the names of table, row and column, with points between them.
+    """
 
     split: str
     metric: str
@@ -32,7 +35,9 @@ class Measured(NamedTuple):
 
 RECIPES = {
     "classify_text/sst2_small": Measured("test", "accuracy", r"dev acc ([\d.]+)", r"train s ([\d.]+)"),
-    "classify_text/mrpc_small": Measured("validation", "f1", r"'f1': ([\d.]+)", r"'sec': ([\d.]+)"),
+    "classify_text/mrpc_small": Measured(
+        "validation", "per_label.equivalent.f1", r"'f1': ([\d.]+)", r"'sec': ([\d.]+)"
+    ),
     "classify_text/stsb_small": Measured("validation", "pearson", r"'pearson': ([\d.]+)", r"'sec': ([\d.]+)"),
     "tag/conll2003_small": Measured("test", "f1", r"'f1': ([\d.]+)", r"'sec': ([\d.]+)"),
     "answer/squad_small": Measured("test", "f1", r"'f1': ([\d.]+)", r"'seconds': ([\d.]+)"),
@@ -48,7 +53,10 @@ def ours(recipe: str, measured: Measured, arguments: argparse.Namespace, seed: i
         settings = ["--set", f"model={{pretrained: {arguments.pretrained}}}", "--set", f"seed={seed}"]
         trained = output_of([*kerasllm, "train", recipe, "--run-dir", run, *settings, *data])
         evaluated = output_of([*kerasllm, "evaluate", run, "--split", measured.split, *data])
-    return float(json.loads(evaluated)[measured.metric]), float(json.loads(trained)["seconds"])
+    figure = json.loads(evaluated)
+    for name in measured.metric.split("."):
+        figure = figure[name]
+    return float(figure), float(json.loads(trained)["seconds"])
 
 
 def output_of(command: list[str]) -> str:
