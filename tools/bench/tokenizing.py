@@ -2,7 +2,9 @@
 
     python tools/bench/tokenizing.py                       # 100,000 sentences made of random words
     python tools/bench/tokenizing.py FILE COLUMN           # the column of a table, csv, tsv or jsonl, also .gz
-    python tools/bench/tokenizing.py FILE COLUMN --vocabulary VOCABULARY
+    python tools/bench/tokenizing.py FILE COLUMN --vocabulary VOCABULARY --times 10
+
+With `--times` all sentences are taken so often: the graph is traced once, which in a small file is most of the time.
 
 VOCABULARY is one of BERT's, as `tokenizer.vocabulary` names it; without it, 8,000 word pieces are learnt. The seconds
 of the processor tell more than those of the clock where other work runs beside.
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("column", nargs="?")
     parser.add_argument("--vocabulary")
+    parser.add_argument("--times", type=int, default=1, metavar="NUMBER")
     arguments = parser.parse_args()
     if arguments.file and not arguments.column:
         parser.error("name the column that holds the sentences")
@@ -79,7 +82,7 @@ def main() -> None:
         sentences = [record["text"] for record in read_table(arguments.file, {"text": arguments.column})]
     else:
         sentences = list(random_sentences(100_000))
-    print(measure(sentences, arguments.vocabulary))
+    print(measure(sentences * arguments.times, arguments.vocabulary))
 
 
 if __name__ == "__main__":
