@@ -4,7 +4,7 @@
     python tools/bench/tokenizing.py FILE COLUMN           # the column of a table, csv, tsv or jsonl, also .gz
     python tools/bench/tokenizing.py FILE COLUMN --vocabulary VOCABULARY --times 10
 
-With `--times` all sentences are taken so often: the graph is traced once, which in a small file is most of the time.
+With `--times` all sentences are taken so often: the graph is traced once, which in a small file is much of the time.
 
 VOCABULARY is one of BERT's, as `tokenizer.vocabulary` names it; without it, 8,000 word pieces are learnt. The seconds
 of the processor tell more than those of the clock where other work runs beside.
