@@ -35,13 +35,18 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor |
     # The queries are scaled, and not the scores, and the mask is subtracted: TensorFlow would fuse a product with a
     # scaling, or with something added, to an operation that is slower on CPU than the two.
     scores = tf.matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)  # [B, H, T, S]
-    scores = tf.cast(scores, tf.float32)  # sums of exponentials need its digits in mixed precision too
-    if mask is not None:
-        scores -= tf.where(mask, 0.0, FORBIDDEN_PENALTY)
-    probabilities = tf.cast(tf.nn.softmax(scores), value.dtype)
+    probabilities = masked_softmax(scores, mask)
     if dropout is not None:
         probabilities = dropout(probabilities)
     return tf.matmul(probabilities, value)
+
+
+def masked_softmax(scores: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """scores: [B, H, T, S] -> probabilities of the same type, 0 where the mask, which broadcasts to them, is False."""
+    exact = tf.cast(scores, tf.float32)  # sums of exponentials need its digits in mixed precision too
+    if mask is not None:
+        exact -= tf.where(mask, 0.0, FORBIDDEN_PENALTY)
+    return tf.cast(tf.nn.softmax(exact), scores.dtype)
 
 
 class Heads:
@@ -123,6 +128,8 @@ class SelfAttention(keras.layers.Layer):
         Returns:
             [B, T, D], or [B, P, D] of those positions, and the cache with x in it (None without a cache).
         """
+        if wanted is not None and self.prefix is None and self.query_key_value.adapter is None:
+            return self.output_projection(self.look_from(x, attention_mask, wanted, training)), None
         query, key, value = self.heads.split(self.query_key_value(x), 3)  # 3 x [B, H, T, K]
         if wanted is not None:
             query = tf.transpose(tf.gather(tf.transpose(query, [0, 2, 1, 3]), wanted, batch_dims=1), [0, 2, 1, 3])
@@ -133,6 +140,39 @@ class SelfAttention(keras.layers.Layer):
             key, value, attention_mask = self.prefix(key, value, attention_mask)
         attended = attend(query, key, value, attention_mask, lambda p: self.dropout(p, training=training))
         return self.output_projection(self.heads.join(attended)), cache
+
+    def look_from(self, x: tf.Tensor, mask: tf.Tensor | None, wanted: tf.Tensor, training: bool) -> tf.Tensor:
+        r"""What the wanted positions of x see, without keys and values of all the others, which would be more work.
+
+        The products with the kernels of key and value are moved to where only P positions are: with queries q and
+        attention probabilities p,
+        $$q \cdot (W_k x_j + b_k) = (W_k^\top q) \cdot x_j + q \cdot b_k, \quad
+        \sum_j p_j (W_v x_j + b_v) = W_v \sum_j p_j x_j + b_v \sum_j p_j$$
+        where softmax takes no notice of $q \cdot b_k$, which is the same for all j.
+
+        Args:
+            x: [B, T, D].
+            mask: bool that broadcasts to [B, H, P, T], or None.
+            wanted: int32 [B, P].
+
+        Returns:
+            [B, P, D], before the projection of the output.
+        """
+        heads, (batch, places) = self.heads, tf.unstack(tf.shape(wanted))
+        projection = self.query_key_value
+        shape = [3, heads.num_heads, heads.key_dim, heads.hidden_dim]
+        to_query, to_key, to_value = tf.unstack(tf.reshape(tf.convert_to_tensor(projection.kernel), shape))
+        query_bias, _, value_bias = tf.unstack(tf.reshape(tf.convert_to_tensor(projection.bias), shape[:3]))
+        looking = tf.gather(x, wanted, batch_dims=1)  # [B, P, D]
+        query = tf.einsum("bpd,hkd->bhpk", looking, to_query) + query_bias[:, tf.newaxis]
+        asked = tf.einsum("bhpk,hkd->bhpd", query * heads.key_dim**-0.5, to_key)
+        rows = tf.reshape(asked, [batch, heads.num_heads * places, heads.hidden_dim])
+        scores = tf.reshape(tf.matmul(rows, x, transpose_b=True), [batch, heads.num_heads, places, -1])
+        probabilities = self.dropout(masked_softmax(scores, mask), training=training)  # [B, H, P, T]
+        rows = tf.reshape(probabilities, [batch, heads.num_heads * places, -1])
+        mixed = tf.reshape(tf.matmul(rows, x), tf.shape(asked))  # [B, H, P, D]
+        value = tf.einsum("bhpd,hkd->bhpk", mixed, to_value)
+        return heads.join(value + tf.reduce_sum(probabilities, -1, keepdims=True) * value_bias[:, tf.newaxis])
 
     def empty_cache(self, batch_size: tf.Tensor, slots: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
         """Keys and values of nothing yet: two tensors of zeros [B, H, slots, K], which are written to in place.

@@ -63,6 +63,30 @@ def test_cached_positions_equal_uncached():
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-6)
 
 
+def test_what_wanted_positions_see_and_learn_equals_the_whole():
+    """With biases that are not 0, and with dropout, under which the probabilities of a position no longer sum to 1."""
+    rng = np.random.default_rng(0)
+    layer = SelfAttention(num_heads=2, hidden_dim=8)
+    layer.build((None, None, 8))
+    for variable in layer.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    layer.dropout = lambda p, training: p * tf.constant([2.0, 0.0, 2.0, 2.0, 0.0])  # the same for every position
+    x, wanted = tf.constant(rng.normal(size=(2, 5, 8)), tf.float32), tf.constant([[3, 0], [1, 1]])
+    mask = padding_attention_mask(tf.constant([[True, True, True, True, False], [True, True, True, False, False]]))
+    upstream = tf.constant(rng.normal(size=(2, 2, 8)), tf.float32)
+
+    def outputs_and_gradients(places):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            seen, _ = layer(x, attention_mask=mask, wanted=places, training=True)
+            seen = tf.gather(seen, wanted, batch_dims=1) if places is None else seen
+        variables = [variable.value for variable in layer.trainable_variables]
+        return [seen, *tape.gradient(seen, [x, *variables], output_gradients=upstream)]
+
+    for ours, theirs in zip(outputs_and_gradients(wanted), outputs_and_gradients(None), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="num_heads 3 does not divide hidden_dim 8"):
         SelfAttention(num_heads=3, hidden_dim=8)
