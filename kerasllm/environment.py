@@ -6,6 +6,7 @@ TensorFlow is imported inside the functions: importing this module is free.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -25,10 +26,28 @@ DEFAULTS = {
 }
 
 
+# Of glibc's mallopt: the code of each setting, and the variable by which a user sets it.
+ALLOCATOR_SETTINGS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+GREATEST_INT = 2**31 - 1
+
+
 def configure() -> None:
-    """Sets the environment variables that TensorFlow and Keras read on import; what the user has set stays."""
+    """Sets what TensorFlow and Keras read on import, and how memory is allocated; what the user has set stays."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Lets this process keep memory that it frees, where the C library can be told so.
+
+    Otherwise large tensors go back to the system, and each step gets their pages anew, filled with zeros.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no C library of its own, or not glibc
+        set_option = ctypes.CDLL(None).mallopt
+        for name, code in ALLOCATOR_SETTINGS.items():
+            if name not in os.environ:
+                set_option(code, GREATEST_INT)
 
 
 # Keras imports them if they are there, for wrappers and galleries that no command uses: a quarter of its start.

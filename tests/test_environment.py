@@ -1,5 +1,9 @@
 """What is set before TensorFlow loads, and the devices that a run gets. TensorFlow runs in fresh processes here."""
 
+import platform
+
+import pytest
+
 
 def test_importing_the_package_sets_the_environment_and_loads_nothing_heavy(run_python):
     code = """
@@ -17,6 +21,21 @@ assert kerasllm.load_recipe.__module__ == "kerasllm.recipe"
 def test_what_the_user_has_set_stays(run_python):
     code = "import os, kerasllm; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     assert run_python("-c", code, TF_ENABLE_ONEDNN_OPTS="0").stdout.strip() == "0"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs an allocator that gives memory back")
+def test_memory_that_is_freed_is_kept_unless_the_user_says_otherwise(run_python):
+    code = """
+import kerasllm, numpy
+def pages():
+    return int(open("/proc/self/statm").read().split()[1])
+before = pages()
+numpy.ones(8_000_000)
+print(pages() - before > 10_000)
+"""
+    assert run_python("-c", code).stdout.strip() == "True"
+    user = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
+    assert run_python("-c", code, **user).stdout.strip() == "False"
 
 
 def test_devices_and_seeds(run_python):
