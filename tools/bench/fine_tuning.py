@@ -39,6 +39,7 @@ RECIPES = {
         "validation", "per_label.equivalent.f1", r"'f1': ([\d.]+)", r"'sec': ([\d.]+)"
     ),
     "classify_text/stsb_small": Measured("validation", "pearson", r"'pearson': ([\d.]+)", r"'sec': ([\d.]+)"),
+    "embed/stsb_small": Measured("test", "pearson", r"'pearson': ([\d.]+)", r"'sec': ([\d.]+)"),
     "tag/conll2003_small": Measured("test", "f1", r"'f1': ([\d.]+)", r"'sec': ([\d.]+)"),
     "answer/squad_small": Measured("test", "f1", r"'f1': ([\d.]+)", r"'seconds': ([\d.]+)"),
 }
