@@ -1,6 +1,6 @@
 """Hugging Face's reader on the same SQuAD articles as `recipes/answer/squad_small.yaml`: EM, F1 and seconds.
 
-    PYTHON tools/bench/squad_hugging_face.py DATA [--epochs 3] [--encoder DIRECTORY]
+    PYTHON tools/bench/squad_hugging_face.py DATA [--epochs 2] [--encoder DIRECTORY]
 
 PYTHON is one with torch and transformers. Windows and epochs are those of the recipe, and 16 windows make a batch; the
 optimizer is that of Hugging Face's own example (AdamW, linear schedule). The encoder is the one of the package
@@ -115,7 +115,7 @@ def answers_of(model, tokenizer, windows: list[dict], questions) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--encoder", help="a directory in the layout of Hugging Face")
