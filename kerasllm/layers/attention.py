@@ -142,7 +142,7 @@ class SelfAttention(keras.layers.Layer):
         return self.output_projection(self.heads.join(attended)), cache
 
     def look_from(self, x: tf.Tensor, mask: tf.Tensor | None, wanted: tf.Tensor, training: bool) -> tf.Tensor:
-        r"""What the wanted positions of x see, without keys and values of all the others, which would be more work.
+        r"""What the wanted positions of x see, without keys and values of all the others: less work where P is small.
 
         The products with the kernels of key and value are moved to where only P positions are: with queries q and
         attention probabilities p,
