@@ -128,7 +128,8 @@ class SelfAttention(keras.layers.Layer):
         Returns:
             [B, T, D], or [B, P, D] of those positions, and the cache with x in it (None without a cache).
         """
-        if wanted is not None and self.prefix is None and self.query_key_value.adapter is None:
+        is_plain = cache is None and self.prefix is None and self.query_key_value.adapter is None
+        if wanted is not None and is_plain:
             return self.output_projection(self.look_from(x, attention_mask, wanted, training)), None
         query, key, value = self.heads.split(self.query_key_value(x), 3)  # 3 x [B, H, T, K]
         if wanted is not None:

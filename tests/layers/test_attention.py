@@ -87,6 +87,19 @@ def test_what_wanted_positions_see_and_learn_equals_the_whole():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_wanted_positions_are_written_to_the_cache_with_all_others():
+    layer = SelfAttention(num_heads=2, hidden_dim=8)
+    layer.build((None, None, 8))
+    x, wanted = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("float32"), tf.constant([[2], [0]])
+    mask = tf.ones([1, 1, 1, 3], tf.bool)
+    results = []
+    for places in (None, wanted):
+        seen, cache = layer(x, mask, cache=layer.empty_cache(2, 3), slot=tf.constant(0), wanted=places)
+        results.append([tf.gather(seen, wanted, batch_dims=1) if places is None else seen, *cache])
+    for of_all, alone in zip(*results, strict=True):
+        np.testing.assert_allclose(of_all, alone, atol=1e-6)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="num_heads 3 does not divide hidden_dim 8"):
         SelfAttention(num_heads=3, hidden_dim=8)
