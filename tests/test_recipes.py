@@ -25,7 +25,6 @@ TINY = {
     "training.evaluate_every_steps": "null",
     "training.schedule.warmup_steps": "1",
     "training.average_checkpoints": "1",
-    "model.pretrained": "null",
     "model.num_layers": "1",
     "model.num_heads": "2",
     "model.hidden_dim": "16",
@@ -42,7 +41,10 @@ def tiny_overrides(file: Path) -> list[str]:
     recipe = load_recipe(file)
     known = recipe.dump()
     chosen = [f"{key}={value}" for key, value in TINY.items() if has_key(known, key)]
-    if known["model"].get("pretrained") or str(known["tokenizer"]["vocabulary"]).startswith("hf:"):
+    pretrained = known["model"].get("pretrained")
+    if pretrained and not pretrained.startswith("runs/"):  # a run is trained before, at tiny size as well
+        chosen.append("model.pretrained=null")
+    if "model.pretrained=null" in chosen or str(known["tokenizer"]["vocabulary"]).startswith("hf:"):
         chosen.append("tokenizer={kind: wordpiece, max_vocabulary_size: 500}")
     if recipe.data.source == "built_in":
         sizes = {"train": 300, "validation": 20, "test": 20}
