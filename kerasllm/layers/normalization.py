@@ -1,4 +1,4 @@
-"""Layer normalization with a short gradient, and a gate that can blend it in while a model trains."""
+"""Layer normalization with a short gradient and a gate that can blend it in while a model trains; that of batches."""
 
 from __future__ import annotations
 
@@ -85,3 +85,103 @@ def normalize(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float)
         return standard * scale + offset, backward
 
     return normalized(x, scale, offset)
+
+
+class BatchNormalization(keras.layers.Layer):
+    r"""$y = \gamma\, (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$ for each channel, over all pictures and places.
+
+    In training mean and variance are those of the batch, and running ones follow them,
+    $\bar\mu \leftarrow m\, \bar\mu + (1 - m)\, \mu$, with the variance of a sample (N - 1); answers are normalized by
+    these. So is training where the scale is frozen, and nothing runs then.
+
+    Args:
+        momentum: m.
+        epsilon: added to the variance.
+        synchronized: whether the batch is that of all replicas, or that of each by itself. Micro-batches are always
+            normalized one by one.
+
+    Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, synchronized: bool = False, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.momentum, self.epsilon, self.synchronized = momentum, epsilon, synchronized
+
+    def build(self, input_shape):
+        def add(name: str, initializer: str, **options) -> keras.Variable:
+            return self.add_weight(name=name, shape=(input_shape[-1],), initializer=initializer, **options)
+
+        self.scale, self.offset = add("scale", "ones"), add("offset", "zeros")
+        self.mean = add("mean", "zeros", trainable=False)
+        self.variance = add("variance", "ones", trainable=False)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """x: [B, H, W, C] -> [B, H, W, C]."""
+        if not training or not self.scale.trainable:
+            return self._normalized(x, self.mean, self.variance)[0]
+        replica = tf.distribute.get_replica_context()
+        if self.synchronized and replica is not None and replica.num_replicas_in_sync > 1:
+            y, mean, variance = self._normalized_together(x, replica)
+        else:
+            y, mean, variance = self._normalized(x)
+        for running, found in ((self.mean, mean), (self.variance, variance)):
+            running.assign(self.momentum * running + (1.0 - self.momentum) * found)
+        return y
+
+    def _normalized(self, x, mean=(), variance=()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """By what is given or, where nothing is, by mean and variance of x; returns these, too."""
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=tf.convert_to_tensor(self.scale),
+            offset=tf.convert_to_tensor(self.offset),
+            mean=tf.convert_to_tensor(mean, tf.float32),
+            variance=tf.convert_to_tensor(variance, tf.float32),
+            epsilon=self.epsilon,
+            is_training=isinstance(mean, tuple),
+        )
+        return y, mean, variance
+
+    def _normalized_together(
+        self, x: tf.Tensor, replica: tf.distribute.ReplicaContext
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """By mean and variance of the x of all replicas, in two rounds, so that no digits are lost."""
+        axes = [0, 1, 2]
+
+        def over_all(values: tf.Tensor) -> tf.Tensor:
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+        count = over_all(tf.cast(tf.size(x) / x.shape[-1], tf.float32))
+        mean = over_all(tf.reduce_sum(x, axes)) / count  # [C]
+        centred = x - mean
+        variance = over_all(tf.reduce_sum(tf.square(centred), axes)) / count
+        y = centred * (tf.math.rsqrt(variance + self.epsilon) * self.scale) + self.offset
+        return y, mean, variance * count / tf.maximum(count - 1.0, 1.0)
+
+    def as_linear(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """What each channel is multiplied by, and what is then added to it, when it answers: two tensors [C]."""
+        factor = self.scale * tf.math.rsqrt(self.variance + self.epsilon)
+        return factor, self.offset - self.mean * factor
+
+
+class ChannelGroupNormalization(keras.layers.GroupNormalization):
+    """Normalizes groups of 16 channels of each picture by itself, all channels where there are fewer.
+
+    So a batch may be of any size, and is split without a trace. The number of channels must be a multiple of 16.
+
+    Reference: [Wu and He, 2018](https://arxiv.org/abs/1803.08494).
+    """
+
+    def build(self, input_shape):
+        self.groups = max(1, input_shape[-1] // 16)
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """x: [B, H, W, C] -> [B, H, W, C], in training as in answers."""
+        return super().call(x)
+
+
+def normalization_of_channels(name: str, **kwargs) -> keras.layers.Layer:
+    """What normalizes pictures [B, H, W, C], by its name: `batch`, `synchronized_batch` or `group`."""
+    if name == "group":
+        return ChannelGroupNormalization(**kwargs)
+    return BatchNormalization(synchronized=name == "synchronized_batch", **kwargs)
