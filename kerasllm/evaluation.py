@@ -88,6 +88,7 @@ class Evaluator:
         self.asked = task.asked_in_evaluation()
         self.fields = list(self.asked.inputs.values())
         self.columns, self.references = self.asked.questions(examples.texts)
+        self.shown = self.asked.shown_questions(examples.texts)
         self.answers: list[dict[str, Any]] = []
 
     def __call__(self, description: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -104,7 +105,7 @@ class Evaluator:
         answers = self.answers = answer_texts(self.asked, self.columns, description)
         rows = []
         references = [{"reference": text} for text in self.references] or [{}] * len(answers)
-        for answer, reference, *inputs in zip(answers, references, *self.columns, strict=True):
+        for answer, reference, *inputs in zip(answers, references, *self.shown, strict=True):
             (_, prediction), *others = answer.items()
             others = [(name, value) for name, value in others if name not in self.task.unvaried_outputs]
             row = dict(zip(self.fields, inputs, strict=True))

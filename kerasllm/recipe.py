@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,11 +174,17 @@ def _recipe_class(document: Document) -> type[Recipe]:
         raise UserError(f"{document.path}: task: is missing; use one of {', '.join(known)}")
     if task not in known:
         raise UserError(f"{document.place(('task',))}: unknown task '{task}'; {did_you_mean(str(task), known)}")
-    sections = {
-        name: (cls, pydantic.Field(default_factory=cls) if _has_defaults(cls) else ...)
-        for name, cls in _import_task(task).sections.items()
-    }
+    sections = {name: _section(kind) for name, kind in _import_task(task).sections.items()}
     return pydantic.create_model(f"{_class_name(task)}Recipe", __base__=Recipe, **sections)
+
+
+def _section(kind: Any) -> tuple[Any, Any]:
+    """A section of a task, as pydantic takes a field: the kind of its settings, or a union of which the first is the
+    default, and what it is where the recipe says nothing."""
+    cls = kind
+    while not isinstance(cls, type):
+        cls = typing.get_args(cls)[0]
+    return kind, cls() if kind is not cls else pydantic.Field(default_factory=cls) if _has_defaults(cls) else ...
 
 
 def _known_tasks() -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from kerasllm.errors import UserError
 
@@ -14,7 +15,18 @@ if TYPE_CHECKING:
 
     from kerasllm.data.batching import Corruption
     from kerasllm.data.vocabulary import Vocabulary
-    from kerasllm.settings import Settings
+
+
+# Nothing, only spaces, foreign scripts, control characters, far too much.
+ODD_TEXTS = (
+    "",
+    "   ",
+    "Straße – naïve № ½",
+    "日本語とالعربية",
+    "e\u0301 👩‍👧 \u200b\ufeff\u2028",
+    "a\tb\nc\x00d",
+    "all " * 600,
+)
 
 
 class Task:
@@ -37,12 +49,12 @@ class Task:
     """The field that holds names of labels, which `prepare` numbers; None for a task without such labels."""
     text_fields: tuple[str, ...] = ()
     """The fields whose texts the tokenizer learns; without one there is no tokenizer."""
-    augmented_inputs: ClassVar[dict[str, str]] = {}
-    """What augmentation may change: feature -> its kind, as `data/augmentation.py` names it."""
+    augmented_inputs: Mapping[str, Any] = MappingProxyType({})
+    """What augmentation may change: feature -> `tokens`, or the height, width and channels of pictures."""
     metric_names: tuple[str, ...]
     """What `metrics` gives. The loss is measured for every task, and where it is named here the perplexity."""
-    sections: dict[str, type[Settings]]
-    """What a recipe says of the task: name of a section -> its settings."""
+    sections: dict[str, Any]
+    """What a recipe says of the task: name of a section -> its settings, or a union of such, the default first."""
 
     unvaried_outputs: tuple[str, ...] = ()
     """Outputs of `answer` that are the same for every record, and are left out where the predictions are written."""
@@ -166,6 +178,18 @@ class Task:
         """
         references = [] if self.reference is None else list(texts[self.reference])
         return [list(texts[field]) for field in self.inputs.values()], references
+
+    def shown_questions(self, texts: Mapping[str, Sequence[str]]) -> list[list[str]]:
+        """What stands for the inputs of `questions` where answers are written down; by default they do themselves."""
+        return self.questions(texts)[0]
+
+    def read_input(self, argument: str) -> str | bytes:
+        """What is answered for an argument that a person has typed; by default the text itself."""
+        return argument
+
+    def odd_inputs(self) -> Sequence[str | bytes]:
+        """What people send by mistake or malice; an exported model must answer it as this process does."""
+        return ODD_TEXTS
 
     def sums(self, logits: Any, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Figures of a batch to be added up over a split, float32 scalars by name, for what no answer shows.

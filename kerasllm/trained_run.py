@@ -139,11 +139,11 @@ def answer_function(task: Task) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(task.answer, input_signature=signature, autograph=False)
 
 
-def answer_texts(task: Task, columns: Sequence[Sequence[str]], description: str) -> list[dict[str, Any]]:
+def answer_texts(task: Task, columns: Sequence[Sequence[str | bytes]], description: str) -> list[dict[str, Any]]:
     """Answer texts in batches of similar length, the longest first, with a progress bar.
 
     Args:
-        columns: for each of the task's inputs the texts.
+        columns: for each of the task's inputs the texts, or the contents of files.
         description: what the bar says is done.
 
     Returns:
@@ -154,12 +154,13 @@ def answer_texts(task: Task, columns: Sequence[Sequence[str]], description: str)
     answer = answer_function(task)
     rows = list(zip(*columns, strict=True))
     answers: list[dict[str, Any]] = [{}] * len(rows)
-    longest_first = sorted(range(len(rows)), key=lambda index: -sum(len(text.encode()) for text in rows[index]))
+    rows = [[value if isinstance(value, bytes) else value.encode() for value in row] for row in rows]
+    longest_first = sorted(range(len(rows)), key=lambda index: -sum(map(len, rows[index])))
     with progress(description, total=len(rows), unit="records") as bar:
         for start in range(0, len(rows), BATCH_SIZE):
             indices = longest_first[start : start + BATCH_SIZE]
-            texts = zip(*(rows[index] for index in indices), strict=True)
-            outputs = answer(*(tf.constant([text.encode() for text in column]) for column in texts))
+            columns = zip(*(rows[index] for index in indices), strict=True)
+            outputs = answer(*map(tf.constant, columns))
             values = {name: _to_plain(array.numpy().tolist()) for name, array in outputs.items()}
             for index, *row in zip(indices, *values.values(), strict=True):
                 answers[index] = dict(zip(values, row, strict=True))

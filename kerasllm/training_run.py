@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kerasllm.data.augmentation import AugmentedTraining, build_augmentation
 from kerasllm.data.batching import Accumulation, BatchStream
-from kerasllm.data.store import Examples, Prepared
+from kerasllm.data.store import Prepared
 from kerasllm.environment import compute_precision, seed_everything
 from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator
@@ -69,7 +69,7 @@ def build_run(
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
         task = build_task(recipe, prepared.directory)
-        stream.augmentation = build_augmentations(recipe, ticks, task, examples)
+        stream.augmentation = build_augmentations(recipe, ticks, task)
         stream.corruption = task.corruption()
         with compute_precision(settings.precision):
             model = build_model(task, recipe)
@@ -126,7 +126,7 @@ def build_scheduled_optimizer(
         raise misfit(recipe, "optimizer", error) from error
 
 
-def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any, examples: Examples) -> AugmentedTraining | None:
+def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any) -> AugmentedTraining | None:
     """What changes the training examples, and when; None if nothing does.
 
     Raises:
@@ -138,7 +138,7 @@ def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any, examples: 
     built = []
     for index, settings in enumerate(recipe.augmentation):
         try:
-            built.append(build_augmentation(settings, task.augmented_inputs, task.tokenizer, examples))
+            built.append(build_augmentation(settings, task.augmented_inputs, task.tokenizer))
         except UserError as error:
             raise UserError(f"{recipe.place('augmentation', index)}: {error}") from error
     changes = tuple(values_of("augmentation", True, ticks))

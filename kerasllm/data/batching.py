@@ -171,14 +171,14 @@ class BatchStream:
         self.seed = seed
         self.examples, self._features = examples, examples.features
         self._position = (0, 0, 0)
-        fits = examples.lengths.max(axis=1) <= settings.max_sequence_length
+        fits = examples.token_lengths.max(axis=1) <= settings.max_sequence_length
         self.num_too_long = int(np.sum(~fits))
         if not fits.any():
             raise UserError(
                 f"batching.max_sequence_length: no example has at most {settings.max_sequence_length} tokens; raise it"
             )
         kept = np.flatnonzero(fits)
-        lengths = examples.lengths[kept]
+        lengths = examples.token_lengths[kept]
 
         @lru_cache(maxsize=2)
         def batches(epoch: int) -> list[np.ndarray]:

@@ -11,11 +11,14 @@ from itertools import chain
 from typing import Any
 
 from kerasllm.data.settings import CleaningSettings
+from kerasllm.data.source_settings import NAME
 from kerasllm.errors import UserError
 
-Record = dict[str, str]
+Record = dict[str, str | bytes]
+"""Texts by field; of a picture the content of its file."""
 
 REASONS = {
+    "damaged": "a picture is damaged, or has too many pixels",
     "empty": "a text is empty",
     "too_short": "a text has fewer than min_characters",
     "too_long": "a text has more than max_characters",
@@ -25,8 +28,16 @@ REASONS = {
     "leak": "the record is also in another split",
     "over_label": "max_records_per_label others of its label were chosen",
 }
+UNREADABLE = {"damaged"}
+"""Reasons for which a record is dropped from every split."""
 _EXAMPLES_PER_REASON = 3
 _EXAMPLE_CHARACTERS = 160
+
+
+def bytes_of(record: Record) -> bytes:
+    """What tells records apart: their texts and pictures, but not how a picture is called."""
+    values = [value for field, value in record.items() if field != NAME]
+    return b"\0".join(value if isinstance(value, bytes) else value.encode("utf-8") for value in values)
 
 
 class RecordSet:
@@ -42,7 +53,7 @@ class RecordSet:
 
     @staticmethod
     def _hash(record: Record) -> int:
-        digest = blake2b("\0".join(record.values()).encode("utf-8"), digest_size=8).digest()
+        digest = blake2b(bytes_of(record), digest_size=8).digest()
         return int.from_bytes(digest, "little") or 1  # 0 marks an empty place
 
     def _place(self, value: int) -> int:
@@ -88,7 +99,8 @@ class SplitReport:
         (self.dropped if drop else self.noted)[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES_PER_REASON:
-            examples.append(f"{self.read}: {' | '.join(record.values())}"[:_EXAMPLE_CHARACTERS])
+            texts = [value for value in record.values() if isinstance(value, str)]
+            examples.append(f"{self.read}: {' | '.join(texts)}"[:_EXAMPLE_CHARACTERS])
 
 
 class CleaningReport(dict[str, SplitReport]):
@@ -131,13 +143,16 @@ def find_fault(
     document_fields: Sequence[str] = (),
 ) -> str | None:
     """The first reason that a normalised record gives by itself, None if it is sound."""
-    if not all(text.strip() for text in record.values()):
+    texts = {field: value for field, value in record.items() if isinstance(value, str)}
+    if not all(record[field] for field in record.keys() - texts.keys()):
+        return "damaged"
+    if not all(text.strip() for text in texts.values()):
         return "empty"
-    lengths = [len(text) for field, text in record.items() if field not in verbatim_fields]
+    lengths = [len(text) for field, text in texts.items() if field not in verbatim_fields]
     if any(length < settings.min_characters for length in lengths):
         return "too_short"
     of_any_length = {*verbatim_fields, *document_fields}
-    if any(len(text) > settings.max_characters for field, text in record.items() if field not in of_any_length):
+    if any(len(text) > settings.max_characters for field, text in texts.items() if field not in of_any_length):
         return "too_long"
     parallel = [len(record[field]) for field in parallel_fields]
     if parallel and settings.max_length_ratio is not None and max(parallel) > settings.max_length_ratio * min(parallel):
@@ -153,7 +168,7 @@ def choose_per_label(records: Iterable[Record], label_field: str, number: int, s
     """
     chosen: dict[str, list[tuple[int, int, Record]]] = {}
     for place, record in enumerate(records):
-        digest = blake2b("\0".join((str(seed), *record.values())).encode("utf-8"), digest_size=8).digest()
+        digest = blake2b(f"{seed}\0".encode() + bytes_of(record), digest_size=8).digest()
         entry = (-int.from_bytes(digest, "little"), -place, record)
         of_label = chosen.setdefault(record[label_field], [])
         if len(of_label) < number:
@@ -168,7 +183,7 @@ class Cleaner:
     """Cleans the splits of one corpus, `train` last, because it must not hold what stands in the other ones.
 
     Validation and test stay whole, or their figures could not be compared with those of others: what would be dropped
-    from training is only noted in the report. Memory: 12 to 24 bytes a record.
+    from training is only noted in the report, but for what cannot be read at all. Memory: 12 to 24 bytes a record.
 
     Args:
         parallel_fields: whose texts say the same, so that `max_length_ratio` compares their lengths.
@@ -193,9 +208,9 @@ class Cleaner:
         self._settings = settings
         self._seen: dict[str, RecordSet] = {}
 
-    def _normalize(self, field: str, text: str) -> str:
+    def _normalize(self, field: str, text: str | bytes) -> str | bytes:
         """The text of a field, as its kind of field asks for."""
-        if field in self._verbatim_fields:
+        if field in self._verbatim_fields or isinstance(text, bytes):
             return text
         return (normalize_document if field in self._document_fields else normalize)(text, self._settings)
 
@@ -245,9 +260,10 @@ class Cleaner:
             report.read += 1
             record = {name: self._normalize(name, text) for name, text in raw.items()}
             reason = self._find_fault(record, split) or self._find_repetition(record, split)
+            is_dropped = reason is not None and (split == "train" or reason in UNREADABLE)
             if reason:
-                report.note(reason, record, drop=split == "train")
-            if reason is None or split != "train":
+                report.note(reason, record, drop=is_dropped)
+            if not is_dropped:
                 report.kept += 1
                 yield record
 

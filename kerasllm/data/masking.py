@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from kerasllm.data.augmentation import Batch, Draws
+from kerasllm.data.draws import Batch, Draws
 
 MaskKind = Literal["token", "whole_word", "span"]
 LONGEST_SPAN = 10

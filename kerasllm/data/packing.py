@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasllm.data.augmentation import mix
+from kerasllm.data.draws import mix
 
 FOLLOWS, FOLLOWS_NOT = 0, 1
 """Classes of next sentence prediction, as published heads have them."""

@@ -19,12 +19,23 @@ from kerasllm.data.source_settings import (
     BuiltInSettings,
     DataSettings,
     DocumentsSettings,
+    IdxSettings,
     NoDataSettings,
     ParallelTextSettings,
+    PicturesSettings,
     SquadSettings,
 )
 from kerasllm.data.sources import Record, read_records, source_files, source_fingerprint
-from kerasllm.data.store import MANIFEST, RECORD, Prepared, RaggedTexts, RaggedWriter, feature_path, text_path
+from kerasllm.data.store import (
+    MANIFEST,
+    RECORD,
+    Prepared,
+    RaggedTexts,
+    RaggedWriter,
+    feature_path,
+    stored_field,
+    text_path,
+)
 from kerasllm.data.vocabulary import TOKENIZER, Vocabulary, check_labels, learn_labels
 from kerasllm.environment import load_tensorflow
 from kerasllm.errors import UserError, did_you_mean
@@ -85,7 +96,7 @@ def find_fields(data: DataSettings, task_class: Any) -> tuple[str, ...]:
     found = data.fields
     if isinstance(data, NoDataSettings):
         return ()
-    if isinstance(data, BuiltInSettings | SquadSettings):
+    if isinstance(data, BuiltInSettings | SquadSettings | PicturesSettings | IdxSettings):
         if not set(needed) <= set(found) <= set(known):
             place, name = ("name", data.name) if isinstance(data, BuiltInSettings) else ("source", data.source)
             raise UserError(f"data.{place}: {name} has {', '.join(found)}, but the task needs {', '.join(needed)}")
@@ -170,7 +181,7 @@ def _train_tokenizer(
             bar.advance(1)
             yield text
 
-    texts = [RaggedTexts(text_path(directory, "train", field)) for field in fields]
+    texts = [stored_field(directory, "train", field) for field in fields]
     with progress(f"learn {settings.kind}", unit="texts") as bar:
         sample = counted(_sample(texts, settings.max_training_sentences))
         return train_tokenizer(settings, cleaning, sample, directory / TOKENIZER, data_dir, with_mask)
@@ -182,7 +193,7 @@ def _describe(
     """What an error about a stored record begins with: its file, split and number, and how its first text begins."""
     files = "".join(f"{path}: " for path in source_files(recipe.data, split, data_dir).values())
     field = next((field for field in fields if field in recipe.task_class.text_fields), None)
-    text = f" ('{RaggedTexts(text_path(directory, split, field))[number - 1][:_SHOWN_CHARACTERS]}')" if field else ""
+    text = f" ('{stored_field(directory, split, field)[number - 1][:_SHOWN_CHARACTERS]}')" if field else ""
     return f"{files}data.{split}: record {number}{text}"
 
 
@@ -194,7 +205,7 @@ def _learn_labels(directory: Path, recipe: Recipe, fields: Sequence[str], data_d
         return _describe(directory, recipe, split, fields, data_dir, number)
 
     def labels_of(split: str) -> Iterator[list[str]]:
-        texts = RaggedTexts(text_path(directory, split, task_class.label_field))
+        texts = stored_field(directory, split, task_class.label_field)
         for number, text in enumerate(texts, start=1):
             try:
                 yield task_class.labels_in(recipe, text)
@@ -254,7 +265,7 @@ def _write_features(
     directory: Path, split: str, fields: Sequence[str], encode: Callable[..., dict[str, Any]]
 ) -> dict[str, str]:
     """Turn the stored texts of a split into features and store these; returns their names and types."""
-    texts = [RaggedTexts(text_path(directory, split, field)) for field in fields]
+    texts = [stored_field(directory, split, field) for field in fields]
     chunks = zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True)
     writers: dict[str, RaggedWriter] = {}
     num_records = 0

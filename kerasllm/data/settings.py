@@ -113,8 +113,14 @@ class TokenDropoutSettings(Settings):
     """Probability of each token; special tokens and padding stay."""
 
 
+class FlipSettings(Settings):
+    """Left and right are exchanged in half of the pictures."""
+
+    name: Literal["flip"]
+
+
 class ShiftSettings(Settings):
-    """Square images move up or down, and left or right."""
+    """Pictures move up or down, and left or right."""
 
     name: Literal["shift"]
     pixels: int = Field(ge=1)
@@ -122,14 +128,24 @@ class ShiftSettings(Settings):
 
 
 class CutoutSettings(Settings):
-    """A square of each image becomes 0."""
+    """A square of each picture becomes 0."""
 
     name: Literal["cutout"]
     size: int = Field(ge=1)
     """Side of the square, in pixels; its centre is any pixel, so that part of it may lie outside."""
 
 
+class ColorJitterSettings(Settings):
+    """Brightness, contrast and saturation of each picture are multiplied by factors from 1 - s to 1 + s."""
+
+    name: Literal["color_jitter"]
+    brightness: float = Field(default=0.2, ge=0, le=1)
+    """s; 0 leaves it."""
+    contrast: float = Field(default=0.2, ge=0, le=1)
+    saturation: float = Field(default=0.2, ge=0, le=1)
+
+
 AugmentationSettings = Annotated[
-    TokenDropoutSettings | ShiftSettings | CutoutSettings,
+    TokenDropoutSettings | FlipSettings | ShiftSettings | CutoutSettings | ColorJitterSettings,
     Field(discriminator="name"),
 ]

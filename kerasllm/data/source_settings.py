@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from kerasllm.settings import Settings
 
+PICTURE, LABEL, NAME = "image", "label", "name"
+"""The fields of a picture: the content of its file, what it shows, and how it is called."""
 TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -127,6 +129,45 @@ class ConllSettings(FileSettings):
     """How the file writes entities down, see `data/tag_schemes.py`; the records have BIO in any case."""
 
 
+class PicturesSettings(FileSettings):
+    """Folders of pictures, or tar archives of such: the folder that a picture lies in is its label.
+
+    A folder in an archive is named as if it were unpacked: `animals.tar.gz/train`.
+    """
+
+    source: Literal["pictures"]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return (PICTURE, LABEL, NAME)
+
+
+class IdxPartSettings(Settings):
+    """A split of pictures as MNIST has them, relative to the data directory, plain or .gz."""
+
+    image: str
+    """File of the pictures."""
+    label: str
+    """File of their labels."""
+
+
+class IdxSettings(FileSettings):
+    """Pairs of IDX files, one of grey pictures and one of labels."""
+
+    source: Literal["idx"]
+    train: IdxPartSettings
+    validation: IdxPartSettings | float | None = None
+    """Files, or the share of the training pictures that is split off; which these are follows from their pixels."""
+    test: IdxPartSettings | float | None = None
+    """The same."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of each record."""
+        return (PICTURE, LABEL, NAME)
+
+
 class DocumentsSettings(SplitSettings):
     """Text files with documents of any length; each is one record with the field `text`, a line a paragraph."""
 
@@ -195,7 +236,7 @@ BUILT_IN_FIELDS = {
     "dates": ("source", "target"),
     "date_languages": ("text", "label"),
     "date_mentions": ("words", "tags"),
-    "digits": ("image", "label"),
+    "digits": (PICTURE, LABEL, NAME),
     "python_docs": ("text",),
     "slopes": ("slope_x", "slope_y"),
 }
@@ -277,6 +318,8 @@ DataSettings = Annotated[
     | TableSettings
     | ConllSettings
     | SquadSettings
+    | PicturesSettings
+    | IdxSettings
     | DocumentsSettings
     | TfdsSettings
     | BuiltInSettings

@@ -13,23 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from kerasllm.data.cleaning import bytes_of
 from kerasllm.data.conll import TAGS, read_conll
 from kerasllm.data.documents import split_documents
 from kerasllm.data.source_settings import (
+    PICTURE,
     BuiltInSettings,
     ConllSettings,
     DataSettings,
     DocumentsSettings,
     FileSettings,
+    IdxSettings,
     ParallelTextSettings,
+    PicturesSettings,
     SquadSettings,
-    TableSettings,
     TfdsSettings,
 )
 from kerasllm.data.squad import read_squad
 from kerasllm.data.tables import as_text, check_columns, read_lines, read_table, without_end
 from kerasllm.errors import UserError, did_you_mean
-from kerasllm.run_directory import sha256_of_file
+from kerasllm.run_directory import sha256_of_directory, sha256_of_file
 
 BUILT_IN_LIBRARIES = {
     "dates": ["babel"],
@@ -43,7 +46,7 @@ BUILT_IN_LIBRARIES = {
 BUILT_IN_FROM = {"date_languages": ["dates"], "date_mentions": ["dates"]}
 """Built-in set -> the files of others that it is made with."""
 
-Record = dict[str, str]
+Record = dict[str, str | bytes]
 
 
 def _locate(file: str, data_dir: Path | None) -> Path:
@@ -102,12 +105,21 @@ def _read_tfds(data: TfdsSettings, split: str, data_dir: Path | None) -> Iterato
             for name in column.split("/"):
                 check_columns(Path(data.name), value if isinstance(value, dict) else [], {field: name})
                 value = value[name]
-            if isinstance(value, np.generic | np.ndarray):
-                value = value.tolist()
-            if isinstance(value, bytes):
-                value = value.decode("utf-8")
-            record[field] = as_text(value, f"{data.name}: record {number}: feature '{column}'")
+            place = f"{data.name}: record {number}: feature '{column}'"
+            record[field] = _picture_of(value) if field == PICTURE else _text_of(value, place)
         yield record
+
+
+def _text_of(value: Any, place: str) -> str:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    return as_text(value.decode("utf-8") if isinstance(value, bytes) else value, place)
+
+
+def _picture_of(pixels: np.ndarray) -> bytes:
+    from kerasllm.data.pictures import png_of
+
+    return png_of(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _tfds_fingerprint(data: TfdsSettings, data_dir: Path | None) -> dict[str, str]:
@@ -139,7 +151,7 @@ def _generate(data: BuiltInSettings, split: str) -> Iterator[Record]:
 def share_of(record: Record, shares: Mapping[str, float]) -> str:
     """The split that a record of the training file belongs to, by its texts alone: equal records stay together, and
     none changes its split when others are added."""
-    digest = blake2b("\0".join(record.values()).encode("utf-8"), digest_size=8).digest()
+    digest = blake2b(bytes_of(record), digest_size=8).digest()
     place, end = int.from_bytes(digest, "little") / 2**64, 0.0
     for split, share in shares.items():
         end += share
@@ -148,20 +160,29 @@ def share_of(record: Record, shares: Mapping[str, float]) -> str:
     return "train"
 
 
-def _read_split(data: TableSettings | ConllSettings, split: str, path: Path) -> Iterator[Record]:
+def _read_split(data: FileSettings, split: str, paths: Mapping[str, Path], data_dir: Path | None) -> Iterator[Record]:
     """The records of a file, or of the share of the training file that makes up a split."""
     of_train = split == "train" or split in data.shares
+    named = "train" if of_train else split
     if isinstance(data, ConllSettings):
-        records = read_conll(path, data.columns, data.scheme)
+        records = read_conll(paths["table"], data.columns, data.scheme)
+    elif isinstance(data, PicturesSettings):
+        from kerasllm.data.pictures import find_pictures, read_pictures
+
+        records = read_pictures(*find_pictures(getattr(data, named), data_dir))
+    elif isinstance(data, IdxSettings):
+        from kerasllm.data.pictures import read_idx
+
+        records = read_idx(paths)
     else:
-        header = data.header.get("train" if of_train else split)
+        path, header = paths["table"], data.header.get(named)
         records = read_table(path, data.columns, header, data.kind_of(path.name), data.extra_cells, data.join_lists)
     if not data.shares or not of_train:
         return records
     return (record for record in records if share_of(_without_tags(record, data), data.shares) == split)
 
 
-def _without_tags(record: Record, data: TableSettings | ConllSettings) -> Record:
+def _without_tags(record: Record, data: FileSettings) -> Record:
     """What decides which share a record belongs to: of a sentence the words alone."""
     if isinstance(data, ConllSettings):
         return {field: text for field, text in record.items() if field != TAGS}
@@ -188,7 +209,14 @@ def source_files(data: DataSettings, split: str, data_dir: Path | None) -> dict[
     if isinstance(data, ParallelTextSettings):
         return {field: _locate(file, data_dir) for field, file in getattr(data, split).items()}
     if isinstance(data, FileSettings):
-        return {"table": _locate(data.train if split in data.shares else getattr(data, split), data_dir)}
+        part = data.train if split in data.shares else getattr(data, split)
+        if isinstance(data, PicturesSettings):
+            from kerasllm.data.pictures import find_pictures
+
+            return {"pictures": find_pictures(part, data_dir)[0]}
+        if isinstance(data, IdxSettings):
+            return {field: _locate(file, data_dir) for field, file in part.model_dump().items()}
+        return {"table": _locate(part, data_dir)}
     if isinstance(data, SquadSettings):
         return {"squad": _locate(getattr(data, split).file, data_dir)}
     if isinstance(data, DocumentsSettings):
@@ -208,7 +236,7 @@ def source_fingerprint(data: DataSettings, data_dir: Path | None) -> dict[str, s
         return _tfds_fingerprint(data, data_dir)
     try:
         return {
-            f"{split}/{name}": sha256_of_file(path)
+            f"{split}/{name}": sha256_of_directory(path) if path.is_dir() else sha256_of_file(path)
             for split in data.splits
             if split not in getattr(data, "shares", {})
             for name, path in source_files(data, split, data_dir).items()
@@ -234,8 +262,8 @@ def read_records(data: DataSettings, split: str, data_dir: Path | None = None) -
     paths = source_files(data, split, data_dir)
     if isinstance(data, ParallelTextSettings):
         records = _read_parallel(paths)
-    elif isinstance(data, TableSettings | ConllSettings):
-        records = _read_split(data, split, paths["table"])
+    elif isinstance(data, FileSettings):
+        records = _read_split(data, split, paths, data_dir)
     elif isinstance(data, SquadSettings):
         records = read_squad(paths["squad"], getattr(data, split).articles, data.on_missing_answer == "error")
     elif isinstance(data, DocumentsSettings):

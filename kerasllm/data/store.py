@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasllm.data.source_settings import PICTURE
 from kerasllm.errors import UserError
 
 MANIFEST = "prepared.json"
@@ -56,9 +57,9 @@ class RaggedWriter:
         self._num_rows += len(lengths)
         self._num_values += len(values)
 
-    def append_texts(self, texts: Iterable[str]) -> None:
-        """Append one row of UTF-8 bytes for each text (dtype uint8)."""
-        encoded = [text.encode("utf-8") for text in texts]
+    def append_texts(self, texts: Iterable[str | bytes]) -> None:
+        """Append one row of UTF-8 bytes for each text, or the bytes that it is (dtype uint8)."""
+        encoded = [text if isinstance(text, bytes) else text.encode("utf-8") for text in texts]
         self.append(np.frombuffer(b"".join(encoded), np.uint8), np.array([len(text) for text in encoded], np.int64))
 
     def __enter__(self) -> "RaggedWriter":
@@ -157,7 +158,7 @@ class RaggedTexts:
         return len(self.array)
 
     def __getitem__(self, row: int) -> str:
-        return self.array[row].tobytes().decode("utf-8")
+        return self._value(self.array[row])
 
     def __iter__(self) -> Iterator[str]:
         for chunk in self.chunks():
@@ -166,7 +167,22 @@ class RaggedTexts:
     def chunks(self, num_rows: int = _CHUNK_ROWS) -> Iterator[list[str]]:
         """All texts in order, `num_rows` at a time."""
         for rows in self.array.chunks(num_rows):
-            yield [row.tobytes().decode("utf-8") for row in rows]
+            yield [self._value(row) for row in rows]
+
+    def _value(self, row: np.ndarray) -> str:
+        return row.tobytes().decode("utf-8")
+
+
+class RaggedFiles(RaggedTexts):
+    """The contents of files: `files[i]` is bytes."""
+
+    def _value(self, row: np.ndarray) -> bytes:
+        return row.tobytes()
+
+
+def stored_field(directory: Path, split: str, field: str) -> RaggedTexts:
+    """What a prepared directory has of a field: pictures as bytes, anything else as texts."""
+    return (RaggedFiles if field == PICTURE else RaggedTexts)(text_path(directory, split, field))
 
 
 @dataclass(frozen=True)
@@ -186,6 +202,12 @@ class Examples:
     def lengths(self) -> np.ndarray:
         """int32 [N, F], the features in the order of `features`."""
         return np.stack([array.lengths for array in self.features.values()], axis=1)
+
+    @cached_property
+    def token_lengths(self) -> np.ndarray:
+        """int32 [N, F'], those of the features that are no pictures: pixels, of type uint8, are no tokens."""
+        is_sequence = [array.values.dtype != np.uint8 for array in self.features.values()]
+        return self.lengths[:, is_sequence]
 
     @property
     def num_cut(self) -> int | None:
@@ -251,5 +273,5 @@ class Prepared:
             known = ", ".join(self.splits) or "none, because the recipe names no data"
             raise UserError(f"split '{split}' was not prepared; there are {known}")
         features = {name: RaggedArray(feature_path(self.directory, split, name)) for name in self.manifest["features"]}
-        texts = {field: RaggedTexts(text_path(self.directory, split, field)) for field in self.manifest["fields"]}
+        texts = {field: stored_field(self.directory, split, field) for field in self.manifest["fields"]}
         return Examples(features, texts)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kerasllm.data.source_settings import table_kind
+from kerasllm.data.source_settings import PICTURE, table_kind
 from kerasllm.errors import UserError, did_you_mean
 
 Row = tuple[int, Mapping[str, Any]]
@@ -186,6 +186,11 @@ def read_table(
         record = {}
         for field, column in columns.items():
             place = f"{path}:{number}: column '{column}'"
+            if field == PICTURE:
+                from kerasllm.data.pictures import picture_in
+
+                record[field] = picture_in(row.get(column), path.parent, place)
+                continue
             value = join_list(row.get(column), place) if join_lists else row.get(column)
             record[field] = as_text(value, place)
         yield record

@@ -65,6 +65,7 @@ class NormalizedConvolution(keras.layers.Layer):
     def __init__(self, convolution: Convolution, normalization: keras.layers.Layer, **kwargs):
         super().__init__(**kwargs)
         self.convolution, self.normalization = convolution, normalization
+        self.is_folded = False
 
     def build(self, input_shape):
         self.convolution.build(input_shape)
@@ -73,19 +74,22 @@ class NormalizedConvolution(keras.layers.Layer):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """x: [B, H, W, D] -> [B, H / s, W / s, C]."""
         y = self.convolution(x)
-        return y if self.normalization is None else self.normalization(y, training=training)
+        if self.is_folded:
+            return tf.nn.bias_add(y, tf.convert_to_tensor(self.normalization.offset))
+        return self.normalization(y, training=training)
 
     def compute_output_shape(self, input_shape):
         return self.convolution.compute_output_shape(input_shape)
 
     def fold(self) -> None:
-        """Makes batch normalization part of the convolution; any other normalization stays. It trains no more."""
-        if not isinstance(self.normalization, BatchNormalization):
+        """Makes batch normalization part of the convolution; any other normalization stays. Nothing is to be trained
+        after that, nor saved: the kernel is then w', and the offset b'."""
+        if self.is_folded or not isinstance(self.normalization, BatchNormalization):
             return
         factor, addend = self.normalization.as_linear()
         self.convolution.kernel.assign(self.convolution.kernel * factor)
-        self.convolution.bias = keras.Variable(addend, name="folded_bias", trainable=False)
-        self.normalization = None
+        self.normalization.offset.assign(addend)
+        self.is_folded = True
 
 
 def fold_normalizations(model: keras.Model) -> None:

@@ -180,8 +180,8 @@ class ChannelGroupNormalization(keras.layers.GroupNormalization):
         return super().call(x)
 
 
-def normalization_of_channels(name: str, **kwargs) -> keras.layers.Layer:
-    """What normalizes pictures [B, H, W, C], by its name: `batch`, `synchronized_batch` or `group`."""
-    if name == "group":
+def normalization_of_channels(kind: str, **kwargs) -> keras.layers.Layer:
+    """What normalizes pictures [B, H, W, C]: `batch`, `synchronized_batch` or `group`."""
+    if kind == "group":
         return ChannelGroupNormalization(**kwargs)
-    return BatchNormalization(synchronized=name == "synchronized_batch", **kwargs)
+    return BatchNormalization(synchronized=kind == "synchronized_batch", **kwargs)

@@ -111,17 +111,14 @@ class Stem(keras.layers.Layer):
         self.convolution.build(input_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if self.activates:
-            x = tf.nn.relu(self.convolution(x, training=training))
-        else:
-            x = self.convolution(x)
+        x = tf.nn.relu(self.convolution(x, training=training)) if self.activates else self.convolution(x)
         if self.is_large:
             x = tf.nn.max_pool2d(x, 3, 2, [[0, 0], [1, 1], [1, 1], [0, 0]])
         return x
 
 
 class ResidualBlock(keras.layers.Layer):
-    r"""Adds what it learns to its input: $\text{relu}(x + f(x))$, or in pre-activation $x + f(\text{relu}(\text{norm}(x)))$.
+    r"""Adds what it learns to its input: $r(x + f(x))$ with $r$ for relu, or in pre-activation $x + f(r(n(x)))$.
 
     Where f changes the shape, x goes through a convolution of 1 x 1.
 

@@ -1,6 +1,6 @@
 """What a recipe can say in its section `model`, one class per architecture. Loads no TensorFlow."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,19 +57,92 @@ class PretrainedBertSettings(BertSettings):
 
 
 class MultilayerPerceptronSettings(Settings):
-    """The numbers of `models/multilayer_perceptron.py`; those of the inputs are of scikit-learn's digits."""
+    """The numbers of `models/multilayer_perceptron.py`."""
 
-    num_inputs: int = Field(default=64, ge=1)
-    """Numbers in a row, such as the pixels of an image."""
-    num_classes: int = Field(default=10, ge=2)
-    greatest_input: float = Field(default=16.0, gt=0)
-    """The number that stands for 1."""
+    name: Literal["multilayer_perceptron"] = "multilayer_perceptron"
     num_layers: int = Field(default=1, ge=0)
     """Hidden layers; without one it is softmax regression."""
     hidden_dim: int = Field(default=64, ge=1)
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """After each hidden layer."""
+
+
+class ConvolutionLayerSettings(Settings):
+    """Convolution, normalization and relu."""
+
+    name: Literal["convolution"] = "convolution"
+    filters: int = Field(default=32, ge=1)
+    kernel_size: Literal[1, 3, 5, 7] = 3
+    strides: int = Field(default=1, ge=1)
+    normalization: Literal["batch", "synchronized_batch", "group", "none"] = "batch"
+
+
+class PoolLayerSettings(Settings):
+    """The greatest of each square of places."""
+
+    name: Literal["pool"]
+    size: int = Field(default=2, ge=1)
+    """Of its side."""
+
+
+class DenseLayerSettings(Settings):
+    """Dense and relu."""
+
+    name: Literal["dense"]
+    units: int = Field(ge=1)
+
+
+class DropoutLayerSettings(Settings):
+    """Some of the values become 0 in training."""
+
+    name: Literal["dropout"]
+    rate: float = Field(gt=0, lt=1)
+
+
+LayerSettings = Annotated[
+    ConvolutionLayerSettings | PoolLayerSettings | DenseLayerSettings | DropoutLayerSettings,
+    Field(discriminator="name"),
+]
+
+
+class ConvNetSettings(Settings):
+    """The layers of `models/conv_net.py`."""
+
+    name: Literal["conv_net"] = "conv_net"
+    layers: tuple[LayerSettings, ...] = (
+        ConvolutionLayerSettings(filters=32),
+        PoolLayerSettings(name="pool"),
+        ConvolutionLayerSettings(filters=64),
+    )
+
+
+class ResNetSettings(Settings):
+    """The numbers of `models/resnet.py`, where published sizes stand, too."""
+
+    name: Literal["resnet"] = "resnet"
+    blocks: tuple[int, ...] = (3, 3, 3)
+    """Of each stage; one after the first halves height and width."""
+    filters: tuple[int, ...] = (16, 32, 64)
+    """Of each stage."""
+    bottleneck: bool = False
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1 in a block, and not two of 3 x 3."""
+    stem: Literal["small", "large"] = "small"
+    """For pictures of 32 x 32 or so, or of 224 x 224."""
+    order: Literal["post", "pre"] = "post"
+    """Activation after each convolution, or before it."""
+    normalization: Literal["batch", "synchronized_batch", "group"] = "batch"
+    """Over the batch of each replica, over that of all, or within each picture."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Before the last layer."""
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> "ResNetSettings":
+        if len(self.blocks) != len(self.filters):
+            raise ValueError(f"blocks: has {len(self.blocks)} stages, and filters {len(self.filters)}")
+        if not self.blocks or min(*self.blocks, *self.filters) < 1:
+            raise ValueError("blocks: a stage must have a block and a filter at least")
+        return self
 
 
 class SurfaceSettings(Settings):

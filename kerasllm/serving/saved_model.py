@@ -10,6 +10,7 @@ came in after all.
 """
 
 import argparse
+import base64
 import importlib.util
 import json
 import os
@@ -96,7 +97,7 @@ class ServedModel:
 
         Args:
             request: `{"inputs": {name: [text, ...]}, "signature_name": endpoint}`, the latter optional; where there is
-                one input its list alone will do. It is one batch.
+                one input its list alone will do. It is one batch. What is no text is `{"b64": its bytes in base64}`.
 
         Returns:
             `{"outputs": {name: list of the values of the batch}}`.
@@ -105,16 +106,18 @@ class ServedModel:
         columns = request["inputs"]
         if isinstance(columns, list):
             columns = dict.fromkeys(endpoint.inputs, columns)
-        feeds = {endpoint.inputs[name].name: [text.encode() for text in texts] for name, texts in columns.items()}
+        feeds = {endpoint.inputs[name].name: list(map(to_bytes, values)) for name, values in columns.items()}
         fetches = {name: tensor.name for name, tensor in sorted(endpoint.outputs.items())}
         outputs = self.session.run(fetches, feeds)
         return {"outputs": {name: to_json(values) for name, values in outputs.items()}}
 
     def answer(self, lines: Iterable[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """Yield the outputs by name for each line, in order; a line has a text for each input, with TAB between them.
+        """Yield the outputs by name for each line, in order.
+
+        A line has a text for each input, with TAB between them, or a file for one whose name ends in `_bytes`.
 
         Raises:
-            ValueError: a line has another number of texts.
+            ValueError: a line has another number of texts, or names a file that cannot be read.
         """
         names = self.inputs
         rows = [line.split("\t") if len(names) > 1 else [line] for line in lines]
@@ -122,10 +125,30 @@ class ServedModel:
             if len(row) != len(names):
                 raise ValueError(f"text {number}: has {len(row)} parts; give {', '.join(names)} with TAB between them")
         for start in range(0, len(rows), batch_size):
-            columns = map(list, zip(*rows[start : start + batch_size], strict=True))
-            outputs = self.reply({"inputs": dict(zip(names, columns, strict=True))})["outputs"]
+            parts = zip(*rows[start : start + batch_size], strict=True)
+            columns = dict(zip(names, parts, strict=True))
+            inputs = {n: list(map(in_file if n.endswith("_bytes") else str, column)) for n, column in columns.items()}
+            outputs = self.reply({"inputs": inputs})["outputs"]
             for values in zip(*(outputs[name] for name in self.outputs), strict=True):
                 yield dict(zip(self.outputs, values, strict=True))
+
+
+def in_file(name: str) -> dict[str, str]:
+    """The content of a file, as JSON has it."""
+    try:
+        return in_json(Path(name).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def in_json(value: str | bytes) -> str | dict[str, str]:
+    """A value of a request: a text, or bytes in base64, as TensorFlow Serving takes them."""
+    return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def to_bytes(value: str | dict[str, str]) -> bytes:
+    """The opposite of `in_json`, with a text in UTF-8."""
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
 
 
 def to_json(values: Any) -> Any:

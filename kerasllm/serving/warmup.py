@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerasllm.serving.saved_model import to_bytes
+
 WARMUP_FILE = "tf_serving_warmup_requests"
 BATCHING_FILE = "batching_parameters.txt"
 BATCHING = """\
@@ -22,7 +24,7 @@ def write_warmup_requests(directory: Path, requests: Sequence[dict[str, Any]]) -
 
     Args:
         directory: the version directory; the file lies in its `assets.extra`.
-        requests: `{"signature_name": endpoint, "inputs": {name: texts}}`, at most 1,000. The load fails if one of them
+        requests: `{"signature_name": endpoint, "inputs": {name: values}}`, at most 1,000. The load fails if one of them
             fails.
     """
     import tensorflow as tf
@@ -35,6 +37,6 @@ def write_warmup_requests(directory: Path, requests: Sequence[dict[str, Any]]) -
             log = prediction_log_pb2.PredictionLog()
             request = log.predict_log.request
             request.model_spec.signature_name = each["signature_name"]
-            for name, texts in each["inputs"].items():
-                request.inputs[name].CopyFrom(tf.make_tensor_proto([text.encode() for text in texts]))
+            for name, values in each["inputs"].items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(list(map(to_bytes, values))))
             writer.write(log.SerializeToString(deterministic=True))

@@ -35,16 +35,6 @@ BATCH_SIZES = (1, 7)
 SCORE_TOLERANCE = 1e-4
 DEVICE = "CPU:0"
 """Both processes compute here: a GPU rounds differently. The graphs are traced outside, so that they name no device."""
-# What people send by mistake or malice: nothing, only spaces, foreign scripts, control characters, far too much.
-ODD_TEXTS = (
-    "",
-    "   ",
-    "Straße – naïve № ½",
-    "日本語とالعربية",
-    "e\u0301 👩‍👧 \u200b\ufeff\u2028",
-    "a\tb\nc\x00d",
-    "all " * 600,
-)
 
 
 def next_version(to: Path) -> Path:
@@ -60,21 +50,21 @@ def next_version(to: Path) -> Path:
     return to
 
 
-def sample_texts(run: TrainedRun) -> list[tuple[str, ...]]:
-    """What to verify with, a text for each input of the task: what an evaluation asks of the validation split, if that
-    is still in the cache of `prepare`, and then odd texts."""
+def sample_inputs(run: TrainedRun) -> list[tuple[str | bytes, ...]]:
+    """What to verify with, a value for each input of the task: what an evaluation asks of the validation split, if that
+    is still in the cache of `prepare`, and then the task's odd ones."""
     manifest = json.loads(run.directory.manifest_path.read_text(encoding="utf-8"))
     directory = cache_directory() / manifest["prepared"]
     fields = run.task.inputs.values()
-    records: list[tuple[str, ...]] = []
+    records: list[tuple[str | bytes, ...]] = []
     if directory.is_dir() and Prepared(directory).splits:
         prepared = Prepared(directory)
         split = "validation" if "validation" in prepared.splits else "train"
         columns, _ = run.task.questions(prepared.examples(split).texts)
         records = list(islice(zip(*columns, strict=True), NUM_SENTENCES))
-    # In a further input the odd texts come in another order.
-    odd = [tuple(ODD_TEXTS[(i + 2 * j) % len(ODD_TEXTS)] for j in range(len(fields))) for i in range(len(ODD_TEXTS))]
-    return [*records, *odd]
+    # In a further input the odd ones come in another order.
+    odd = run.task.odd_inputs()
+    return [*records, *(tuple(odd[(i + 2 * j) % len(odd)] for j in range(len(fields))) for i in range(len(odd)))]
 
 
 def build_endpoints(task: Any) -> dict[str, tf.types.experimental.ConcreteFunction]:
@@ -134,12 +124,13 @@ def is_same(expected: Any, actual: Any) -> bool:
     return expected == actual
 
 
-def compare(text: str, endpoint: str, batch_size: int, expected: dict[str, Any], actual: dict[str, Any]) -> None:
-    """Raise UserError if two answers to one text differ in more than rounding of a score."""
+def compare(text: Any, endpoint: str, batch_size: int, expected: dict[str, Any], actual: dict[str, Any]) -> None:
+    """Raise UserError if two answers to one input differ in more than rounding of a score."""
+    shown = str(text)[:80]
     for name, value in expected.items():
         if not is_same(value, actual[name]):
             raise UserError(
-                f"not published: for {text[:80]!r} (endpoint {endpoint}, batch of {batch_size}) the exported model "
+                f"not published: for {shown!r} (endpoint {endpoint}, batch of {batch_size}) the exported model "
                 f"gives {name} {actual[name]!r} instead of {value!r}"
             )
 
@@ -150,13 +141,16 @@ def input_names(endpoint: Any) -> list[str]:
     return [*(spec.name for spec in arguments), *by_name]
 
 
-def build_request(endpoint: str, function: Any, records: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+def build_request(endpoint: str, function: Any, records: Sequence[tuple[str | bytes, ...]]) -> dict[str, Any]:
     """The body of a REST request to an endpoint, in columns; `tokenize` takes the first text of each record."""
-    columns = dict(zip(input_names(function), map(list, zip(*records, strict=True)), strict=False))
+    columns = {
+        name: list(map(saved_model.in_json, values))
+        for name, values in zip(input_names(function), zip(*records, strict=True), strict=False)
+    }
     return {"signature_name": endpoint, "inputs": columns}
 
 
-def verify(directory: Path, endpoints: dict[str, Any], records: Sequence[tuple[str, ...]]) -> None:
+def verify(directory: Path, endpoints: dict[str, Any], records: Sequence[tuple[str | bytes, ...]]) -> None:
     """Compare the answers of the exported model in a fresh process with those of this process, at two batch sizes.
 
     Raises:
@@ -174,7 +168,7 @@ def verify(directory: Path, endpoints: dict[str, Any], records: Sequence[tuple[s
     for request, reply in zip(requests, replies, strict=True):
         endpoint, columns = request["signature_name"], list(request["inputs"].values())
         with tf.device(DEVICE):
-            outputs = endpoints[endpoint](*(tf.constant([text.encode() for text in column]) for column in columns))
+            outputs = endpoints[endpoint](*(tf.constant(list(map(saved_model.to_bytes, c))) for c in columns))
         expected = {name: saved_model.to_json(values.numpy()) for name, values in outputs.items()}
         for row, text in enumerate(columns[0]):
             mine, theirs = ({n: values[row] for n, values in found.items()} for found in (expected, reply["outputs"]))
@@ -207,7 +201,7 @@ def write_manifest(run: TrainedRun, endpoints: dict[str, Any], num_verified: int
 def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
     """Write the model of a run to a hidden directory, verify it, and rename it to `target`."""
     endpoints = build_endpoints(run.task)
-    records = sample_texts(run)
+    records = sample_inputs(run)
     with atomic_directory(target) as directory:
         say(f"export: writing {target}")
         write_saved_model(run.task, endpoints, directory)
@@ -283,12 +277,15 @@ def export(
     """
     import tensorflow as tf
 
+    from kerasllm.layers.convolution import fold_normalizations
+
     started = time.monotonic()
     target = next_version(Path(to))
     is_new = not target.parent.exists()
     try:
         with tf.device(DEVICE):
             run = load_run(run_dir, overrides, data_dir)
+            fold_normalizations(run.model)
         report = publish(run, target)
     except BaseException:
         if is_new:

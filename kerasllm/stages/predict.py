@@ -15,7 +15,8 @@ def predict(
 
     Args:
         run_dir: the run directory.
-        texts: raw texts, as a person writes them; for a task with several inputs all of them, with TAB between them.
+        texts: raw texts, as a person writes them, or files of pictures; for a task with several inputs
+            all of them, with TAB between them.
         overrides: `section.key=value`, such as `generation.beam_size=1`.
         data_dir: where the published weights lie that the run builds on, if it does.
 
@@ -24,7 +25,8 @@ def predict(
         the first is the answer.
 
     Raises:
-        UserError: the run cannot be loaded, or a text has another number of parts than the task has inputs.
+        UserError: the run cannot be loaded, a text has another number of parts than the task has inputs, or a file
+            cannot be read.
     """
     run = load_run(run_dir, overrides, data_dir)
     texts, fields = list(texts), list(run.task.inputs.values())
@@ -32,5 +34,6 @@ def predict(
     for number, row in enumerate(rows, start=1):
         if len(row) != len(fields):
             raise UserError(f"text {number}: has {len(row)} parts; give {', '.join(fields)} with TAB between them")
-    answers = answer_texts(run.task, list(zip(*rows, strict=True)), "predict")
+    inputs = [[run.task.read_input(part) for part in row] for row in rows]
+    answers = answer_texts(run.task, list(zip(*inputs, strict=True)), "predict")
     return [{"source": text, **answer} for text, answer in zip(texts, answers, strict=True)]

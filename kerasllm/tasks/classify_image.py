@@ -1,95 +1,168 @@
-"""Image in, class out: small images of few grey levels, written as numbers.
+"""Picture in, label out: one label of several, several labels at once, or a number.
 
-record      {"image": "0 0 5 13 9 1 0 0 ...", "label": "3"}
-features    image   [0 0 5 13 9 1 0 0 ...]
-            labels  [4]                         the class counted from 1, because 0 stands for padding
-answer      {"text": "3", "score": -0.02}
+record      {"image": b"\\x89PNG...", "label": "cat", "name": "train/cat/0001.png"}
+features    image   [12 40 255 ...]     uint8, H * W * D numbers: rows of pixels, each with its channels
+            labels  [2]                 counted from 1, because 0 stands for padding
+            or number [0.25]            (value - number_offset) / number_scale
+            present [1]                 0 where there is no picture, but padding
+answer      {"label": "cat", "probability": 0.9, "probabilities": [0.9, 0.1], "labels": ["cat", "dog"]}
+            or {"number": 3.75}
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kerasllm.models.settings import MultilayerPerceptronSettings
-from kerasllm.task import Task
+from pydantic import Field, model_validator
+
+from kerasllm.errors import UserError
+from kerasllm.label_task import ClassificationSettings, LabelTask
+from kerasllm.models.settings import ConvNetSettings, MultilayerPerceptronSettings, ResNetSettings
+from kerasllm.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import keras
     import tensorflow as tf
 
+    from kerasllm.data.vocabulary import Vocabulary
 
-class ClassifyImage(Task):
-    """Trains and asks a `MultilayerPerceptron`."""
+
+class PictureSettings(Settings):
+    """What every picture becomes before the model sees it, in training as on a server."""
+
+    height: int = Field(default=32, ge=1)
+    """In pixels."""
+    width: int = Field(default=32, ge=1)
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for red, green and blue."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """What becomes of a picture of another shape: what is too much is cut off, what lacks is black, or it changes its
+    shape."""
+    mean: tuple[float, ...] = (0.5,)
+    """Of each channel, or one for all, with pixels from 0 to 1: it is taken from them,"""
+    stddev: tuple[float, ...] = (0.25,)
+    """and they are divided by this. Those of the training pictures are good ones."""
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> PictureSettings:
+        for key in ("mean", "stddev"):
+            if len(getattr(self, key)) not in (1, self.channels):
+                raise ValueError(f"{key}: must have 1 or {self.channels} numbers, found {len(getattr(self, key))}")
+        if min(self.stddev) <= 0:
+            raise ValueError("stddev: must be greater than 0")
+        return self
+
+
+ModelSettings = Annotated[ResNetSettings | ConvNetSettings | MultilayerPerceptronSettings, Field(discriminator="name")]
+
+
+class ClassifyImage(LabelTask):
+    """Trains and asks a model that makes logits [B, C] of pictures [B, H, W, D].
+
+    Raises:
+        UserError: see `LabelTask`, or the recipe does not say how many pictures make a batch.
+    """
 
     fields = ("image", "label")
-    inputs = {"text": "image"}
-    reference = "label"
-    metric_names = ("accuracy",)
-    sections = {"model": MultilayerPerceptronSettings}
-    augmented_inputs = {"image": "image"}
+    optional_fields = ("name",)
+    inputs = {"image_bytes": "image"}
+    sections = {"picture": PictureSettings, "model": ModelSettings, "classification": ClassificationSettings}
+    encodes_as_graph = True
+
+    def __init__(self, recipe: Any, vocabulary: Vocabulary):
+        super().__init__(recipe, vocabulary)
+        self.augmented_inputs = {"image": self.picture_shape}
+        if recipe.batching.global_batch_size is None:
+            place = recipe.place("batching", "global_batch_size")
+            raise UserError(f"{place}: is missing; pictures have no tokens to be counted: say how many make a batch")
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """H, W and D."""
+        picture = self.recipe.picture
+        return picture.height, picture.width, picture.channels
+
+    @classmethod
+    def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
+        """The size of the pictures, and how labels are read."""
+        return {**recipe.picture.model_dump(exclude={"mean", "stddev"}), **super().encoding_settings(recipe)}
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
-        """Numbers as text by field, string [B] -> `image` int32 [B, P] and `labels` int32 [B, 1]."""
-        return {"image": read_numbers(texts["image"]), "labels": read_numbers(texts["label"]) + 1}
+        """Contents of files and labels by field, string [B] -> the features that the file's head lists."""
+        import tensorflow as tf
+
+        pixels = self.decode(texts["image"])
+        rows = tf.reshape(pixels, [-1, pixels.shape[1] * pixels.shape[2] * pixels.shape[3]])
+        return {
+            "image": tf.RaggedTensor.from_tensor(rows),
+            "present": tf.RaggedTensor.from_tensor(tf.ones([tf.shape(rows)[0], 1], tf.int32)),
+            **self.encode_labels(texts["label"]),
+        }
+
+    def decode(self, contents: tf.Tensor) -> tf.Tensor:
+        """Contents of JPEG or PNG files, string [B] -> uint8 [B, H, W, D]."""
+        from kerasllm.data.picture_decoding import decode_pictures
+
+        return decode_pictures(contents, *self.picture_shape, self.recipe.picture.fit)
 
     def build_model(self) -> keras.Model:
-        """The model that this task trains and asks, of the recipe's numbers."""
-        from kerasllm.models.multilayer_perceptron import MultilayerPerceptron
+        """The model that the recipe names."""
+        from kerasllm.models import model_class
 
-        self.model = MultilayerPerceptron(**self.recipe.model.model_dump())
+        settings = self.recipe.model
+        numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name != "name"}
+        self.model = model_class(settings.name)(*self.picture_shape, self.num_outputs, **numbers)
         return self.model
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
-        """Logits [B, 1, C] of `image` [B, P]."""
-        return model(batch["image"], training=training)[:, None]
+        """`logits_of` what the model makes of `image`, uint8 [B, H * W * D]."""
+        import tensorflow as tf
+
+        pixels = tf.reshape(batch["image"], [-1, *self.picture_shape])
+        return self.logits_of(model(self.scaled(pixels), training=training))
+
+    def scaled(self, pixels: tf.Tensor) -> tf.Tensor:
+        """Pixels from 0 to 255, [B, H, W, D] -> what the model sees of them, float32 of the same shape."""
+        import tensorflow as tf
+
+        picture = self.recipe.picture
+        return (tf.cast(pixels, tf.float32) / 255.0 - tf.constant(picture.mean)) / tf.constant(picture.stddev)
 
     def loss(
         self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Cross-entropy of each image.
-
-        Args:
-            logits: [B, 1, C], from `forward`.
-            batch: with `labels` [B, 1].
-            label_smoothing: in [0, 1).
-
-        Returns:
-            Losses [B, 1] in nats, and their weights [B, 1]: 1 for images, 0 for padding.
-        """
+        """As `loss_of` says; padding has no weight."""
         import tensorflow as tf
 
-        from kerasllm.training.objectives import cross_entropy
+        return self.loss_of(logits, batch, tf.cast(batch["present"], logits.dtype), label_smoothing)
 
-        labels = batch["labels"]
-        losses = cross_entropy(logits, tf.maximum(labels - 1, 0), label_smoothing)
-        return losses, tf.cast(labels > 0, losses.dtype)
-
-    def answer(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The likeliest class of each image, as graph operations from string to string.
+    def answer(self, contents: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What pictures are taken for, as `answers_of` says, as graph operations.
 
         Args:
-            texts: string [B]; numbers that are missing count as 0, and those past the last pixel are left out.
-
-        Returns:
-            `text` string [B], the class, and `score` float32 [B], its log-probability.
+            contents: of JPEG or PNG files, string [B].
         """
-        import tensorflow as tf
+        return self.answers_of(self.forward(self.model, {"image": self.decode(contents)}, training=False))
 
-        image = read_numbers(texts).to_tensor(shape=[None, self.recipe.model.num_inputs])
-        log_probabilities = tf.nn.log_softmax(self.model(image))  # [B, C]
-        best = tf.argmax(log_probabilities, axis=-1)
-        return {"text": tf.strings.as_string(best), "score": tf.reduce_max(log_probabilities, axis=-1)}
+    def read_input(self, argument: str) -> bytes:
+        """The content of the file that a person names.
 
-    def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
-        """`accuracy`: the share of images, 0 to 1, that were put in their class."""
-        same = sum(answer["text"] == reference for answer, reference in zip(answers, references, strict=True))
-        return {"accuracy": same / max(1, len(references))}
+        Raises:
+            UserError: it cannot be read, or is no picture.
+        """
+        from kerasllm.data.pictures import read_picture
 
+        return read_picture(Path(argument))
 
-def read_numbers(texts: tf.Tensor) -> tf.RaggedTensor:
-    """Whole numbers between spaces, string [B] -> int32 [B, None]; what is none is left out."""
-    import tensorflow as tf
+    def odd_inputs(self) -> list[bytes]:
+        """Pictures of all kinds that a file may have."""
+        from kerasllm.data.pictures import odd_pictures
 
-    words = tf.strings.split(texts)
-    words = tf.ragged.boolean_mask(words, tf.strings.regex_full_match(words, "[0-9]{1,9}"))
-    return tf.ragged.map_flat_values(tf.strings.to_number, words, out_type=tf.int32)
+        return odd_pictures()
+
+    def shown_questions(self, texts: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+        """The names of the pictures in place of their contents."""
+        return [list(texts["name"])] if "name" in texts else [list(map(str, range(1, len(texts["label"]) + 1)))]

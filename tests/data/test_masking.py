@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from kerasllm.data.augmentation import Draws
 from kerasllm.data.batching import BatchStream
+from kerasllm.data.draws import Draws
 from kerasllm.data.masking import (
     LABELS,
     LONGEST_SPAN,

@@ -1,5 +1,6 @@
 """The whole of `prepare`: what lies on disk, when it is made anew, and that a failure leaves nothing behind."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kerasllm.data.batching import BatchStream
 from kerasllm.data.preparation import find_fields, preparation_key, prepare_data
@@ -239,26 +241,61 @@ def test_the_recipe_must_name_the_fields_of_the_task(data, message):
         find_fields(data, TaskStub)
 
 
-def test_a_task_without_text_has_no_tokenizer(folder):
-    """The numbers of the digits go to the store as they are, and come back."""
-    from kerasllm.data.digits import generate_digits
-    from kerasllm.tasks.classify_image import ClassifyImage
+@pytest.fixture
+def pictures():
+    """The recipe of a task without text."""
+    from kerasllm.label_task import ClassificationSettings
+    from kerasllm.tasks.classify_image import ClassifyImage, PictureSettings
 
-    data = BuiltInSettings(source="built_in", name="digits", train=12, test=5)
-    images = recipe(data=data)
-    images.task, images.task_class = "classify_image", ClassifyImage
-    prepared = prepare_data(images)
+    found = recipe(
+        data=BuiltInSettings(source="built_in", name="digits", train=40, test=5),
+        picture=PictureSettings(height=8, width=8, channels=1),
+        classification=ClassificationSettings(),
+        batching=BatchingSettings(global_batch_size=4),
+    )
+    found.task, found.task_class = "classify_image", ClassifyImage
+    return found
+
+
+def test_a_task_without_text_has_no_tokenizer(folder, pictures):
+    """The pictures are stored as they were encoded, and as pixels."""
+    from kerasllm.data.digits import generate_digits
+
+    prepared = prepare_data(pictures)
     assert not (prepared.directory / "tokenizer").exists()
     assert prepared.vocabulary_size is None
-    features = prepared.examples("test").features
+    examples = prepared.examples("test")
     for row, record in enumerate(generate_digits("test", 5, seed=0)):
-        assert features["image"][row].tolist() == [int(pixel) for pixel in record["image"].split()]
-        assert features["labels"][row].tolist() == [int(record["label"]) + 1]
+        assert examples.texts["image"][row] == record["image"]
+        pixels = np.array(Image.open(io.BytesIO(record["image"])))
+        np.testing.assert_array_equal(examples.features["image"][row], pixels.ravel())
+        assert examples.features["labels"][row].tolist() == [int(record["label"]) + 1]
+    assert examples.features["image"].values.dtype == np.uint8
+    assert examples.token_lengths.max() == 1, "pixels are no tokens"
+
+
+def test_damaged_pictures_are_dropped_from_every_split(folder, pictures):
+    from kerasllm.data.digits import generate_digits
+    from kerasllm.data.source_settings import PicturesSettings
+
+    for number, record in enumerate(generate_digits("train", 12, seed=0)):
+        for split in ("train", "test"):
+            path = folder / split / record["label"] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(record["image"][:50] if number == 3 else record["image"])
+    pictures.data = PicturesSettings(source="pictures", train="train", test="test")
+    pictures.cleaning = CleaningSettings(drop_leaks=False)
+    prepared = prepare_data(pictures, folder)
+    for split in ("train", "test"):
+        report = prepared.report[split]
+        assert (report["read"], report["kept"], report["dropped"]) == (12, 11, {"damaged": 1})
+        assert "03.png" in report["examples"]["damaged"][0]
+        assert len(prepared.examples(split)) == 11
 
 
 def test_a_built_in_set_of_another_task_is_refused():
     digits = BuiltInSettings(source="built_in", name="digits", train=9)
-    with pytest.raises(UserError, match=r"data.name: digits has image, label, but the task needs source, target"):
+    with pytest.raises(UserError, match=r"data.name: digits has image, label, name, but the task needs source, target"):
         find_fields(digits, TaskStub)
 
 

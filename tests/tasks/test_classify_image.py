@@ -1,47 +1,133 @@
-"""The task of images: features, a loss that leaves padding out, and an answer for whatever text."""
+"""The task of pictures: pixels, a loss that leaves padding out, and the same answer for a file and for its pixels."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from kerasllm.data.pictures import odd_pictures, png_of
+from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.vocabulary import Vocabulary
-from kerasllm.models.settings import MultilayerPerceptronSettings
-from kerasllm.tasks.classify_image import ClassifyImage
+from kerasllm.errors import UserError
+from kerasllm.label_task import ClassificationSettings
+from kerasllm.models.settings import ConvNetSettings, MultilayerPerceptronSettings, ResNetSettings
+from kerasllm.settings import Settings
+from kerasllm.tasks.classify_image import ClassifyImage, PictureSettings
+
+LABELS = ("cat", "dog", "owl")
+PIXELS = np.uint8([[0, 51], [255, 102]])
+
+
+def build(model, kind="one_label", labels=LABELS, **picture):
+    recipe = SimpleNamespace(
+        model=model,
+        picture=PictureSettings(**{"height": 2, "width": 2, "channels": 1, **picture}),
+        classification=ClassificationSettings(kind=kind),
+        batching=BatchingSettings(global_batch_size=2),
+        training=SimpleNamespace(objective=SimpleNamespace(name="supervised")),
+        place=lambda *keys: ".".join(keys),
+    )
+    task = ClassifyImage(recipe, Vocabulary(None, labels))
+    task.build_model()
+    return task
 
 
 @pytest.fixture
 def task():
-    """Softmax regression of three numbers, whose class is the greatest of them."""
-    sizes = MultilayerPerceptronSettings(num_inputs=3, num_classes=3, greatest_input=1.0, num_layers=0)
-    task = ClassifyImage(SimpleNamespace(model=sizes), Vocabulary())
-    task.build_model().set_weights([np.eye(3), np.zeros(3)])
+    """Softmax regression, whose logits are the first three pixels, scaled to 0 to 4."""
+    task = build(MultilayerPerceptronSettings(num_layers=0), mean=(0.0,), stddev=(0.25,))
+    task.model.set_weights([np.eye(4, 3), np.zeros(3)])
     return task
 
 
-def test_features_are_the_numbers_and_the_class_counted_from_1(task):
-    texts = {"image": tf.constant(["0 16 3", "7 8 9"]), "label": tf.constant(["0", "9"])}
-    features = task.encode(texts)
-    assert features["image"].to_list() == [[0, 16, 3], [7, 8, 9]]
-    assert features["labels"].to_list() == [[1], [10]]
-    assert {rows.dtype for rows in features.values()} == {tf.int32}
+def test_features_are_the_pixels_and_the_class_counted_from_1(task):
+    content = png_of(PIXELS)
+    features = task.encode({"image": tf.constant([content, content]), "label": tf.constant(["owl", "cat"])})
+    assert features["image"].to_list() == [[0, 51, 255, 102]] * 2
+    assert features["image"].dtype == tf.uint8
+    assert features["labels"].to_list() == [[3], [1]]
+    assert features["present"].to_list() == [[1], [1]]
+
+
+def test_the_model_sees_scaled_pixels_and_the_answer_is_that_of_the_file(task):
+    logits = task.forward(task.model, {"image": PIXELS.reshape(1, 4)}, training=False)
+    np.testing.assert_allclose(logits, [[[0.0, 0.8, 4.0]]], atol=1e-6)
+    answer = task.answer(tf.constant([png_of(PIXELS)]))
+    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(logits)[:, 0], atol=1e-6)
+    assert answer["label"].numpy().tolist() == [b"owl"]
+    assert answer["labels"].numpy().tolist() == [[b"cat", b"dog", b"owl"]]
 
 
 def test_loss_is_cross_entropy_without_padding(task):
-    batch = {"image": tf.constant([[1, 2, 0], [0, 0, 0]]), "labels": tf.constant([[2], [0]])}
+    pixels = np.stack([PIXELS.ravel(), np.zeros(4, np.uint8)])
+    batch = {"image": pixels, "labels": tf.constant([[2], [0]]), "present": tf.constant([[1], [0]])}
     losses, weights = task.loss(task.forward(task.model, batch, training=True), batch, label_smoothing=0.0)
-    assert losses.shape == (2, 1)
-    assert float(losses[0, 0]) == pytest.approx(np.log(np.exp([1, 2, 0]).sum()) - 2, rel=1e-5)
+    assert float(losses[0, 0]) == pytest.approx(np.log(np.exp([0, 0.8, 4]).sum()) - 0.8, rel=1e-5)
     np.testing.assert_array_equal(weights, [[1], [0]])
 
 
-def test_any_text_is_answered(task):
-    answers = task.answer(tf.constant(["1 5 2", "7", "0 0 3 9 9", "", "two ½ -3 99999999999 4", "日本"]))
-    assert [text.decode() for text in answers["text"].numpy()] == ["1", "0", "2", "0", "0", "0"]
-    expected = 5 - np.log(np.exp([1, 5, 2]).sum())
-    assert float(answers["score"][0]) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(
+    "model",
+    [
+        MultilayerPerceptronSettings(),
+        ConvNetSettings(),
+        ResNetSettings(blocks=(1, 1), filters=(16, 32)),
+        ResNetSettings(blocks=(1,), filters=(16,), stem="large", order="pre", normalization="group"),
+    ],
+    ids=lambda settings: f"{settings.name}-{getattr(settings, 'order', '')}",
+)
+def test_pictures_of_all_kinds_are_answered_as_in_evaluation(model):
+    task = build(model, height=8, width=8, channels=3)
+    contents = tf.constant(odd_pictures())
+    answers = task.answer(contents)
+    features = task.encode({"image": contents, "label": tf.fill([len(contents)], "cat")})
+    logits = task.forward(task.model, {"image": features["image"].to_tensor()}, training=False)
+    np.testing.assert_array_equal(answers["probabilities"], tf.nn.softmax(logits)[:, 0])
+    assert len({tuple(row) for row in answers["probabilities"].numpy().round(6).tolist()}) > 5
 
 
-def test_accuracy(task):
-    assert task.metrics([{"text": text} for text in "1233"], ["1", "2", "2", "3"]) == {"accuracy": 0.75}
+def test_several_labels_and_a_number():
+    several = build(MultilayerPerceptronSettings(), "several_labels")
+    content = tf.constant([png_of(PIXELS)] * 2)
+    features = several.encode({"image": content, "label": tf.constant(["owl, cat", "dog"])})
+    assert features["labels"].to_list() == [[3, 1], [2]]
+    assert several.answer(content)["probabilities"].shape == (2, 3)
+    number = build(MultilayerPerceptronSettings(), "number", ())
+    assert number.encode({"image": content, "label": tf.constant(["1.5", "-2"])})["number"].to_list() == [[1.5], [-2.0]]
+    assert number.answer(content)["number"].shape == (2,)
+
+
+def test_a_batch_of_pictures_is_counted_in_pictures():
+    recipe = SimpleNamespace(
+        picture=PictureSettings(),
+        classification=ClassificationSettings(),
+        batching=BatchingSettings(tokens_per_batch=512),
+        place=lambda *keys: ".".join(keys),
+    )
+    with pytest.raises(UserError, match=r"^batching.global_batch_size: is missing; pictures have no tokens"):
+        ClassifyImage(recipe, Vocabulary(None, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mean": (0.1, 0.2)}, "mean: must have 1 or 3 numbers, found 2"),
+        ({"stddev": (0.0,)}, "stddev: must be greater"),
+    ],
+)
+def test_settings_of_pictures_that_do_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PictureSettings(**settings)
+    assert issubclass(PictureSettings, Settings)
+
+
+def test_a_file_is_read_for_a_person(task, tmp_path):
+    path = tmp_path / "a.bmp"
+    Image.fromarray(PIXELS).save(path)
+    content = task.read_input(str(path))
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content)).convert("L")), PIXELS)
+    with pytest.raises(UserError, match=r"none.png: cannot be read"):
+        task.read_input(str(tmp_path / "none.png"))

@@ -1,0 +1,41 @@
+"""A network as its recipe lists it."""
+
+import numpy as np
+import tensorflow as tf
+
+from kerasllm.models.conv_net import ConvNet
+from kerasllm.models.settings import (
+    ConvNetSettings,
+    ConvolutionLayerSettings,
+    DenseLayerSettings,
+    DropoutLayerSettings,
+    PoolLayerSettings,
+)
+
+PICTURES = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype("float32")
+
+
+def test_layers_follow_each_other():
+    layers = [
+        ConvolutionLayerSettings(filters=3, kernel_size=1, normalization="none"),
+        PoolLayerSettings(name="pool"),
+        DenseLayerSettings(name="dense", units=5),
+    ]
+    model = ConvNet(4, 4, 1, 2, layers)
+    kernel, bias, dense, dense_bias, head, head_bias = model.get_weights()
+    seen = np.maximum(PICTURES * kernel[0, 0] + bias, 0)  # [2, 4, 4, 3]
+    seen = seen.reshape(2, 2, 2, 2, 2, 3).max(axis=(2, 4)).mean(axis=(1, 2))
+    seen = np.maximum(seen @ dense + dense_bias, 0)
+    np.testing.assert_allclose(model(PICTURES), seen @ head + head_bias, atol=1e-5)
+
+
+def test_without_a_dense_layer_the_places_are_averaged():
+    model = ConvNet(4, 4, 1, 2, ConvNetSettings().layers)
+    assert model.embed(PICTURES).shape == (2, 64)
+    np.testing.assert_allclose(model.head(model.embed(PICTURES)), model(PICTURES), atol=1e-6)
+
+
+def test_dropout_and_normalization_are_those_of_training():
+    model = ConvNet(4, 4, 1, 2, [ConvolutionLayerSettings(filters=16), DropoutLayerSettings(name="dropout", rate=0.5)])
+    assert not np.allclose(model(PICTURES, training=True), model(PICTURES, training=True))
+    tf.debugging.assert_equal(model(PICTURES), model(PICTURES))
