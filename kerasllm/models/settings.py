@@ -145,6 +145,30 @@ class ResNetSettings(Settings):
         return self
 
 
+class VisionTransformerSettings(Settings):
+    """The numbers of `models/vision_transformer.py`.
+
+    Published sizes, as num_layers, num_heads, hidden_dim, intermediate_dim (Dosovitskiy et al., 2020; Touvron et al.,
+    2020): tiny 12, 3, 192, 768; small 12, 6, 384, 1536; base 12, 12, 768, 3072; all with a patch_size of 16.
+    """
+
+    name: Literal["vision_transformer"] = "vision_transformer"
+    patch_size: int = Field(default=4, ge=1)
+    """Side of a patch in pixels; divides height and width of the pictures."""
+    num_layers: int = Field(default=6, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    hidden_dim: int = Field(default=128, ge=1)
+    intermediate_dim: int = Field(default=512, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """After the patches and after each part of a block."""
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> "VisionTransformerSettings":
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"num_heads: {self.num_heads} does not divide hidden_dim {self.hidden_dim}")
+        return self
+
+
 class SurfaceSettings(Settings):
     """The numbers of `models/surface.py`."""
 

@@ -18,7 +18,12 @@ from pydantic import Field, model_validator
 
 from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings, LabelTask
-from kerasllm.models.settings import ConvNetSettings, MultilayerPerceptronSettings, ResNetSettings
+from kerasllm.models.settings import (
+    ConvNetSettings,
+    MultilayerPerceptronSettings,
+    ResNetSettings,
+    VisionTransformerSettings,
+)
 from kerasllm.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +61,10 @@ class PictureSettings(Settings):
         return self
 
 
-ModelSettings = Annotated[ResNetSettings | ConvNetSettings | MultilayerPerceptronSettings, Field(discriminator="name")]
+ModelSettings = Annotated[
+    ResNetSettings | ConvNetSettings | VisionTransformerSettings | MultilayerPerceptronSettings,
+    Field(discriminator="name"),
+]
 
 
 class ClassifyImage(LabelTask):
@@ -114,7 +122,10 @@ class ClassifyImage(LabelTask):
 
         settings = self.recipe.model
         numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name != "name"}
-        self.model = model_class(settings.name)(*self.picture_shape, self.num_outputs, **numbers)
+        try:
+            self.model = model_class(settings.name)(*self.picture_shape, self.num_outputs, **numbers)
+        except ValueError as error:  # of a number that does not fit the size of the pictures
+            raise UserError(f"{self.recipe.place('model')}: {error}") from error
         return self.model
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:

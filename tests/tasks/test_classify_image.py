@@ -13,7 +13,12 @@ from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings
-from kerasllm.models.settings import ConvNetSettings, MultilayerPerceptronSettings, ResNetSettings
+from kerasllm.models.settings import (
+    ConvNetSettings,
+    MultilayerPerceptronSettings,
+    ResNetSettings,
+    VisionTransformerSettings,
+)
 from kerasllm.settings import Settings
 from kerasllm.tasks.classify_image import ClassifyImage, PictureSettings
 
@@ -75,6 +80,7 @@ def test_loss_is_cross_entropy_without_padding(task):
         MultilayerPerceptronSettings(),
         ConvNetSettings(),
         ResNetSettings(blocks=(1, 1), filters=(16, 32)),
+        VisionTransformerSettings(num_layers=1, patch_size=2),
         ResNetSettings(blocks=(1,), filters=(16,), stem="large", order="pre", normalization="group"),
     ],
     ids=lambda settings: f"{settings.name}-{getattr(settings, 'order', '')}",
