@@ -200,6 +200,27 @@ def prepare(recipe: str, overrides: Sequence[str], data_dir: Path | None, as_jso
 
 @commands.command()
 @click.argument("recipe")
+@click.option("--to", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True, help="PNG file.")
+@_common_options
+def preview(recipe: str, to: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
+    """Draw training pictures of RECIPE, and what augmentation makes of them.
+
+    \b
+    kerasllm preview classify_image/digits_tiny --to digits.png
+    """
+    from kerasllm.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    load_tensorflow(without=UNUSED_BY_COMMANDS)
+    from kerasllm.stages.preview import preview as preview_stage
+
+    _report(preview_stage(loaded, to, data_dir), as_json)
+    run_dir = f"runs/{loaded.name.rpartition('/')[2]}"
+    _say_next("train", recipe, "--run-dir", run_dir, *_repeated(overrides, data_dir))
+
+
+@commands.command()
+@click.argument("recipe")
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where all of the run is kept.")
 @_common_options
 def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:

@@ -18,6 +18,8 @@ from kerasllm.settings import Settings
 from kerasllm.task import Task, innermost
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import tensorflow as tf
     from matplotlib.figure import Figure
@@ -268,7 +270,9 @@ class LabelTask(Task):
             found[row, [places[name] for name in self.labels_in(self.recipe, text)]] = 1
         return found
 
-    def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
+    def pictures(
+        self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]
+    ) -> dict[str, Figure]:
         """`confusion`: how often each label was taken for each; only where a record has one label."""
         if self.settings.kind != "one_label":
             return {}

@@ -236,8 +236,15 @@ class Task:
         """
         return {}
 
-    def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
-        """What is better seen than said of the answers, as figures by name; by default none. As for `metrics`."""
+    def pictures(
+        self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]
+    ) -> dict[str, Figure]:
+        """What is better seen than said of the answers, as figures by name; by default none.
+
+        Args:
+            answers, references: as for `metrics`.
+            columns: for each of `inputs` what was asked.
+        """
         return {}
 
 

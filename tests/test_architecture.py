@@ -26,6 +26,7 @@ LEVELS = {
     "task": 2,
     "label_task": 2,
     "label_measures": 2,
+    "picture_grid": 2,
     "entity_measures": 2,
     "answer_measures": 2,
     "tasks": 3,

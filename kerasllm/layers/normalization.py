@@ -112,8 +112,8 @@ class BatchNormalization(keras.layers.Layer):
             return self.add_weight(name=name, shape=(input_shape[-1],), initializer=initializer, **options)
 
         self.scale, self.offset = add("scale", "ones"), add("offset", "zeros")
-        self.mean = add("mean", "zeros", trainable=False)
-        self.variance = add("variance", "ones", trainable=False)
+        self.mean = add("mean", "zeros", trainable=False, aggregation="mean")
+        self.variance = add("variance", "ones", trainable=False, aggregation="mean")
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """x: [B, H, W, C] -> [B, H, W, C]."""

@@ -62,7 +62,7 @@ def shortened(text: str) -> str:
 def write_pictures(evaluator: Evaluator, split: str, directory: Path) -> list[str]:
     """Writes the pictures that the task has of its answers, as `<split>_<name>.png`; returns the files."""
     files = []
-    for name, figure in evaluator.task.pictures(evaluator.answers, evaluator.references).items():
+    for name, figure in evaluator.task.pictures(evaluator.answers, evaluator.references, evaluator.columns).items():
         files.append(str(directory / f"{split}_{name}.png"))
         atomic_write_bytes(Path(files[-1]), png_of(figure))
     return files

@@ -376,7 +376,8 @@ def evaluate_now(run: Run, writer: tf.summary.SummaryWriter) -> tuple[dict[str, 
     with run.trainer.answering_weights():
         metrics, rows = run.evaluator("evaluate")
     with writer.as_default(run.trainer.optimizer.iterations.numpy()):
-        for name, figure in run.task.pictures(run.evaluator.answers, run.evaluator.references).items():
+        found = run.evaluator
+        for name, figure in run.task.pictures(found.answers, found.references, found.columns).items():
             tf.summary.image(f"validation/{name}", tf.io.decode_png(png_of(figure))[None])
     return metrics, ["\n\n".join(f"{name}: {value}" for name, value in row.items()) for row in rows[:NUM_SAMPLES]]
 

@@ -21,6 +21,8 @@ from kerasllm.settings import Settings
 from kerasllm.task import Task, max_length_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import keras
     import tensorflow as tf
     from matplotlib.figure import Figure
@@ -277,7 +279,9 @@ class ClassifyByCloze(Task):
         places = {name: index for index, name in enumerate(self.vocabulary.labels)}
         return np.eye(len(places), dtype=int)[[places[name] for name in names]]
 
-    def pictures(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Figure]:
+    def pictures(
+        self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]
+    ) -> dict[str, Figure]:
         """`confusion`: how often each label was taken for each."""
         from kerasllm.label_measures import draw_confusion
 

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
     import keras
     import tensorflow as tf
+    from matplotlib.figure import Figure
 
     from kerasllm.data.vocabulary import Vocabulary
+
+MAX_MISTAKES, MISTAKE_COLUMNS = 32, 8
 
 
 class PictureSettings(Settings):
@@ -157,6 +160,27 @@ class ClassifyImage(LabelTask):
             contents: of JPEG or PNG files, string [B].
         """
         return self.answers_of(self.forward(self.model, {"image": self.decode(contents)}, training=False))
+
+    def pictures(
+        self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]
+    ) -> dict[str, Figure]:
+        """`confusion`, as of any labels; and `mistakes`, the pictures that the model was surest of, and wrong."""
+        import tensorflow as tf
+
+        from kerasllm.picture_grid import draw_grid
+
+        found = super().pictures(answers, references, columns)
+        if self.settings.kind != "one_label":
+            return found
+        pairs = list(enumerate(zip(answers, references, strict=True)))
+        wrong = [(answer["probability"], place) for place, (answer, right) in pairs if answer["label"] != right]
+        worst = [place for _, place in sorted(wrong, reverse=True)[:MAX_MISTAKES]]
+        if worst:
+            pixels = self.decode(tf.constant([columns[0][place] for place in worst])).numpy()
+            captions = [f"{references[place]}: {answers[place]['label']}" for place in worst]
+            title = f"{len(wrong):,} of {len(references):,} are wrong; right: given, the surest first"
+            found["mistakes"] = draw_grid(pixels, captions, MISTAKE_COLUMNS, title)
+        return found
 
     def read_input(self, argument: str) -> bytes:
         """The content of the file that a person names.

@@ -120,3 +120,39 @@ def numbers_read(model, pictures):
     """How many variables an exported model would have."""
     function = tf.function(lambda: model(pictures), autograph=False).get_concrete_function()
     return len(function.variables)
+
+
+ON_REPLICAS = """
+from kerasllm.environment import build_strategy, load_tensorflow
+load_tensorflow()
+import numpy as np, tensorflow as tf
+strategy = build_strategy(2)
+from kerasllm.layers.normalization import BatchNormalization
+
+x = 3.0 + np.random.default_rng(0).normal(size=(6, 3, 3, 4)).astype("float32")
+for synchronized in (True, False):
+    with strategy.scope():
+        layer = BatchNormalization(momentum=0.5, synchronized=synchronized)
+        layer.build(x.shape)
+    whole = BatchNormalization(momentum=0.5)
+    whole.build(x.shape)
+    expected = whole(x, training=True).numpy()
+
+    @tf.function(autograph=False)
+    def step(part):
+        return strategy.run(lambda part: layer(part, training=True), args=(part,))
+
+    parts = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(x[:4] if context.replica_id_in_sync_group == 0 else x[4:]))
+    y = np.concatenate(strategy.experimental_local_results(step(parts)))
+    same = np.allclose(y, expected, atol=1e-5)
+    assert same == synchronized, (same, synchronized)
+    if synchronized:
+        np.testing.assert_allclose(layer.mean.numpy(), whole.mean.numpy(), atol=1e-6)
+        np.testing.assert_allclose(layer.variance.numpy(), whole.variance.numpy(), atol=1e-5)
+"""
+
+
+def test_two_replicas_synchronised_equal_one(run_python):
+    result = run_python("-c", ON_REPLICAS, CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr

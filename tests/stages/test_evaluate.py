@@ -60,7 +60,7 @@ class ShoutTask(Task):
         assert references == REFERENCES
         return {"baseline_exact_match": 0.25}
 
-    def pictures(self, answers, references):
+    def pictures(self, answers, references, columns):
         from matplotlib.figure import Figure
 
         assert [answer["text"] for answer in answers] == [source.upper() for source in SOURCES]

@@ -241,7 +241,7 @@ def test_metrics_of_labels(build):
     assert metrics["per_label"]["bad"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "records": 2}
     assert metrics["per_label"]["fair"] == {"precision": 0, "recall": 0, "f1": 0, "records": 1}
     assert {*metrics} == {*ClassifyText.metric_names_of(task.recipe), "per_label"}
-    (figure,) = task.pictures([{"label": label} for label in given], wanted).values()
+    (figure,) = task.pictures([{"label": label} for label in given], wanted, []).values()
     assert figure.axes[0].get_title() == "2 of 4 right"
 
 
@@ -251,7 +251,7 @@ def test_metrics_of_several_labels_and_of_numbers(build):
     metrics = several.metrics(answers, ["good, bad", "bad", "fair,good"])
     assert metrics["accuracy"] == pytest.approx(1 / 3)
     assert (metrics["precision_micro"], metrics["recall_micro"]) == (1.0, 3 / 5)
-    assert several.pictures(answers, ["good", "bad", "fair"]) == {}
+    assert several.pictures(answers, ["good", "bad", "fair"], []) == {}
     number = build("classification.kind=number")
     metrics = number.metrics([{"number": value} for value in (1.0, 2.0, 9.0)], ["0.5", "1", "1.5"])
     assert metrics["spearman"] == pytest.approx(1.0)
