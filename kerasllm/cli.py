@@ -332,6 +332,24 @@ def predict(
 
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("picture")
+@click.option("--to", type=click.Path(path_type=Path), default=Path("why.png"), show_default=True, help="PNG file.")
+@click.option("--label", help="Ask for this label, and not for the likeliest.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
+def why(run: Path, picture: str, to: Path, label: str | None, as_json: bool) -> None:
+    """Draw which places of PICTURE count for the label that RUN gives it.
+
+    \b
+    kerasllm why runs/digits seven.png --to why.png
+    """
+    load_tensorflow(without=UNUSED_BY_COMMANDS)
+    from kerasllm.stages.why import why as why_stage
+
+    _report(why_stage(run, picture, to, label), as_json)
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="saved_models/NAME, for its next version.")
 @click.option(
     "--format",

@@ -42,19 +42,34 @@ class ConvNet(keras.Model):
     ):
         super().__init__(**kwargs)
         self.parts = [_build_layer(each, f"layer_{index}") for index, each in enumerate(layers)]
+        is_dense = [isinstance(each, DenseLayerSettings) for each in layers]
+        self.first_dense = is_dense.index(True) if True in is_dense else len(layers)
         self.head = keras.layers.Dense(num_classes, name="head")
         self(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> logits [B, C]."""
-        return self.head(self.embed(pictures, training=training))
+        return self.logits_of(self.features(pictures, training=training), training=training)
 
     def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, F], what the last layer is given."""
-        x = pictures
-        for part in self.parts:
+        return self._go_on(self.features(pictures, training=training), training)
+
+    def features(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """pictures: [B, H, W, D] -> [B, H', W', F], what the layers before the first dense one see at each place."""
+        return self._apply(self.parts[: self.first_dense], pictures, training)
+
+    def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """features: [B, H', W', F], from `features` -> logits [B, C]."""
+        return self.head(self._go_on(features, training))
+
+    def _go_on(self, features: tf.Tensor, training: bool) -> tf.Tensor:
+        return self._apply(self.parts[self.first_dense :], tf.reduce_mean(features, axis=[1, 2]), training)
+
+    def _apply(self, parts: Sequence[keras.layers.Layer], x: tf.Tensor, training: bool) -> tf.Tensor:
+        for part in parts:
             x = part(x, training=training)
-        return x if len(x.shape) == 2 else tf.reduce_mean(x, axis=[1, 2])
+        return x
 
 
 class ActivatedConvolution(keras.layers.Layer):
@@ -94,16 +109,13 @@ class Pool(keras.layers.Layer):
 
 
 class ActivatedDense(keras.layers.Dense):
-    """Dense and relu, of the mean over all places where there are any: [B, ..., D] -> [B, F]."""
+    """Dense and relu: [B, D] -> [B, F]."""
 
     def __init__(self, units: int, **kwargs):
         super().__init__(units, activation="relu", kernel_initializer="he_normal", **kwargs)
 
-    def build(self, input_shape):
-        super().build((None, input_shape[-1]))
-
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return super().call(x if len(x.shape) == 2 else tf.reduce_mean(x, axis=[1, 2]))
+        return super().call(x)
 
 
 def _build_layer(settings, name: str) -> keras.layers.Layer:

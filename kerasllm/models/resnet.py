@@ -73,12 +73,15 @@ class ResNet(keras.Model):
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> logits [B, C]."""
-        x = self.dropout(self.embed(pictures, training=training), training=training)
-        return self.head(x)
+        return self.logits_of(self.features(pictures, training=training), training=training)
 
     def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, F], a vector for each picture: the mean over its places."""
         return tf.reduce_mean(self.features(pictures, training=training), axis=[1, 2])
+
+    def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """features: [B, H', W', F], from `features` -> logits [B, C]."""
+        return self.head(self.dropout(tf.reduce_mean(features, axis=[1, 2]), training=training))
 
     def features(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, H', W', F], what the last stage sees at each place."""

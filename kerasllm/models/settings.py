@@ -115,6 +115,17 @@ class ConvNetSettings(Settings):
         PoolLayerSettings(name="pool"),
         ConvolutionLayerSettings(filters=64),
     )
+    """One after the other. What a convolution sees is averaged over all places before the first dense layer; after that
+    there can be dense layers and dropout only."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "ConvNetSettings":
+        is_dense = False
+        for index, layer in enumerate(self.layers):
+            is_dense = is_dense or layer.name == "dense"
+            if is_dense and layer.name in ("convolution", "pool"):
+                raise ValueError(f"layers: number {index + 1}, {layer.name}, comes after a dense one")
+        return self
 
 
 class ResNetSettings(Settings):

@@ -63,11 +63,15 @@ class VisionTransformer(keras.Model):
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> logits [B, C]."""
-        return self.head(self.embed(pictures, training=training))
+        return self.logits_of(self.features(pictures, training=training))
 
     def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, E], the mean over the patches."""
         return tf.reduce_mean(self.features(pictures, training=training), axis=[1, 2])
+
+    def logits_of(self, features: tf.Tensor) -> tf.Tensor:
+        """features: [B, H / p, W / p, E], from `features` -> logits [B, C]."""
+        return self.head(tf.reduce_mean(features, axis=[1, 2]))
 
     def features(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, H / p, W / p, E], what each patch has seen."""
