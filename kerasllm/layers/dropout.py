@@ -51,10 +51,16 @@ class Dropout(keras.layers.Layer):
 
     def _random_levels(self, shape: tf.Tensor) -> tf.Tensor:
         """Integers of the given shape, uniform in [-32768, 32768)."""
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = seed + tf.stack([replica.replica_id_in_sync_group * 1_000_003, 0])
+        seed = seed_of_replica(self.seed_generator)
         size = tf.reduce_prod(shape)
         bits = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32)
         return tf.reshape(tf.reshape(tf.bitcast(bits, tf.int16), [-1])[:size], shape)
+
+
+def seed_of_replica(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """The next seed of a generator, int32 [2], another one on each replica."""
+    seed = tf.cast(generator.next(), tf.int32)
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return seed
+    return seed + tf.stack([replica.replica_id_in_sync_group * 1_000_003, 0])

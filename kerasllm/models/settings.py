@@ -180,6 +180,18 @@ class VisionTransformerSettings(Settings):
         return self
 
 
+class VaeSettings(Settings):
+    """The numbers of `models/vae.py`."""
+
+    name: Literal["vae"] = "vae"
+    filters: tuple[int, ...] = (32, 64)
+    """Of the convolutions, each of which halves height and width."""
+    hidden_dim: int = Field(default=256, ge=1)
+    """Between what they see and the latent numbers."""
+    latent_dim: int = Field(default=16, ge=1)
+    """Numbers that a picture is made of again."""
+
+
 class SurfaceSettings(Settings):
     """The numbers of `models/surface.py`."""
 

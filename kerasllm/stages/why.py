@@ -45,15 +45,15 @@ def why(run_dir: Path | str, picture: str, to: Path | str, label: str | None = N
     labels = task.vocabulary.labels
     if label is not None and label not in labels:
         raise UserError(f"--label {label}: the run knows {', '.join(labels)}")
-    pixels = task.decode(tf.constant([task.read_input(picture)]))  # [1, H, W, D]
-    seen = task.scaled(pixels)
+    pixels = task.picture.decode(tf.constant([task.read_input(picture)]))  # [1, H, W, D]
+    seen = task.picture.seen(pixels)
     probabilities = tf.nn.softmax(model(seen))[0].numpy()
     chosen = int(probabilities.argmax()) if label is None else labels.index(label)
-    size = max(1, min(task.picture_shape[:2]) // SQUARES)
+    size = max(1, min(task.picture.shape[:2]) // SQUARES)
     maps = {"hidden squares": occlusion(model, seen[0].numpy(), chosen, 2 * size, size)}
     if hasattr(model, "features"):
         found = grad_cam(model, seen, tf.constant([chosen]))[0, :, :, tf.newaxis]
-        maps["Grad-CAM"] = tf.image.resize(found, task.picture_shape[:2], "bicubic")[:, :, 0].numpy()
+        maps["Grad-CAM"] = tf.image.resize(found, task.picture.shape[:2], "bicubic")[:, :, 0].numpy()
     title = f"{labels[chosen]}: {probabilities[chosen]:.1%}"
     atomic_write_bytes(Path(to), png_of(draw_maps(pixels[0].numpy(), maps, title)))
     say(f"why: {title}; what counts: {to}")

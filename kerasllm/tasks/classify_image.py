@@ -12,9 +12,9 @@ answer      {"label": "cat", "probability": 0.9, "probabilities": [0.9, 0.1], "l
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings, LabelTask
@@ -24,7 +24,7 @@ from kerasllm.models.settings import (
     ResNetSettings,
     VisionTransformerSettings,
 )
-from kerasllm.settings import Settings
+from kerasllm.picture_input import PictureInput, PictureSettings, check_batching
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,32 +36,6 @@ if TYPE_CHECKING:
     from kerasllm.data.vocabulary import Vocabulary
 
 MAX_MISTAKES, MISTAKE_COLUMNS = 32, 8
-
-
-class PictureSettings(Settings):
-    """What every picture becomes before the model sees it, in training as on a server."""
-
-    height: int = Field(default=32, ge=1)
-    """In pixels."""
-    width: int = Field(default=32, ge=1)
-    channels: Literal[1, 3] = 3
-    """1 for grey, 3 for red, green and blue."""
-    fit: Literal["crop", "pad", "stretch"] = "crop"
-    """What becomes of a picture of another shape: what is too much is cut off, what lacks is black, or it changes its
-    shape."""
-    mean: tuple[float, ...] = (0.5,)
-    """Of each channel, or one for all, with pixels from 0 to 1: it is taken from them,"""
-    stddev: tuple[float, ...] = (0.25,)
-    """and they are divided by this. Those of the training pictures are good ones."""
-
-    @model_validator(mode="after")
-    def _check_channels(self) -> PictureSettings:
-        for key in ("mean", "stddev"):
-            if len(getattr(self, key)) not in (1, self.channels):
-                raise ValueError(f"{key}: must have 1 or {self.channels} numbers, found {len(getattr(self, key))}")
-        if min(self.stddev) <= 0:
-            raise ValueError("stddev: must be greater than 0")
-        return self
 
 
 ModelSettings = Annotated[
@@ -85,16 +59,9 @@ class ClassifyImage(LabelTask):
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
-        self.augmented_inputs = {"image": self.picture_shape}
-        if recipe.batching.global_batch_size is None:
-            place = recipe.place("batching", "global_batch_size")
-            raise UserError(f"{place}: is missing; pictures have no tokens to be counted: say how many make a batch")
-
-    @property
-    def picture_shape(self) -> tuple[int, int, int]:
-        """H, W and D."""
-        picture = self.recipe.picture
-        return picture.height, picture.width, picture.channels
+        check_batching(recipe)
+        self.picture = PictureInput(recipe.picture)
+        self.augmented_inputs = {"image": self.picture.shape}
 
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
@@ -103,21 +70,7 @@ class ClassifyImage(LabelTask):
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files and labels by field, string [B] -> the features that the file's head lists."""
-        import tensorflow as tf
-
-        pixels = self.decode(texts["image"])
-        rows = tf.reshape(pixels, [-1, pixels.shape[1] * pixels.shape[2] * pixels.shape[3]])
-        return {
-            "image": tf.RaggedTensor.from_tensor(rows),
-            "present": tf.RaggedTensor.from_tensor(tf.ones([tf.shape(rows)[0], 1], tf.int32)),
-            **self.encode_labels(texts["label"]),
-        }
-
-    def decode(self, contents: tf.Tensor) -> tf.Tensor:
-        """Contents of JPEG or PNG files, string [B] -> uint8 [B, H, W, D]."""
-        from kerasllm.data.picture_decoding import decode_pictures
-
-        return decode_pictures(contents, *self.picture_shape, self.recipe.picture.fit)
+        return {**self.picture.features(texts["image"]), **self.encode_labels(texts["label"])}
 
     def build_model(self) -> keras.Model:
         """The model that the recipe names."""
@@ -126,24 +79,14 @@ class ClassifyImage(LabelTask):
         settings = self.recipe.model
         numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name != "name"}
         try:
-            self.model = model_class(settings.name)(*self.picture_shape, self.num_outputs, **numbers)
+            self.model = model_class(settings.name)(*self.picture.shape, self.num_outputs, **numbers)
         except ValueError as error:  # of a number that does not fit the size of the pictures
             raise UserError(f"{self.recipe.place('model')}: {error}") from error
         return self.model
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         """`logits_of` what the model makes of `image`, uint8 [B, H * W * D]."""
-        import tensorflow as tf
-
-        pixels = tf.reshape(batch["image"], [-1, *self.picture_shape])
-        return self.logits_of(model(self.scaled(pixels), training=training))
-
-    def scaled(self, pixels: tf.Tensor) -> tf.Tensor:
-        """Pixels from 0 to 255, [B, H, W, D] -> what the model sees of them, float32 of the same shape."""
-        import tensorflow as tf
-
-        picture = self.recipe.picture
-        return (tf.cast(pixels, tf.float32) / 255.0 - tf.constant(picture.mean)) / tf.constant(picture.stddev)
+        return self.logits_of(model(self.picture.seen(batch["image"]), training=training))
 
     def loss(
         self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float
@@ -159,7 +102,7 @@ class ClassifyImage(LabelTask):
         Args:
             contents: of JPEG or PNG files, string [B].
         """
-        return self.answers_of(self.forward(self.model, {"image": self.decode(contents)}, training=False))
+        return self.answers_of(self.forward(self.model, {"image": self.picture.decode(contents)}, training=False))
 
     def pictures(
         self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]
@@ -176,7 +119,7 @@ class ClassifyImage(LabelTask):
         wrong = [(answer["probability"], place) for place, (answer, right) in pairs if answer["label"] != right]
         worst = [place for _, place in sorted(wrong, reverse=True)[:MAX_MISTAKES]]
         if worst:
-            pixels = self.decode(tf.constant([columns[0][place] for place in worst])).numpy()
+            pixels = self.picture.decode(tf.constant([columns[0][place] for place in worst])).numpy()
             captions = [f"{references[place]}: {answers[place]['label']}" for place in worst]
             title = f"{len(wrong):,} of {len(references):,} are wrong; right: given, the surest first"
             found["mistakes"] = draw_grid(pixels, captions, MISTAKE_COLUMNS, title)

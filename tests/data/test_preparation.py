@@ -245,7 +245,8 @@ def test_the_recipe_must_name_the_fields_of_the_task(data, message):
 def pictures():
     """The recipe of a task without text."""
     from kerasllm.label_task import ClassificationSettings
-    from kerasllm.tasks.classify_image import ClassifyImage, PictureSettings
+    from kerasllm.picture_input import PictureSettings
+    from kerasllm.tasks.classify_image import ClassifyImage
 
     found = recipe(
         data=BuiltInSettings(source="built_in", name="digits", train=40, test=5),

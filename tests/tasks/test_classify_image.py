@@ -19,8 +19,9 @@ from kerasllm.models.settings import (
     ResNetSettings,
     VisionTransformerSettings,
 )
+from kerasllm.picture_input import PictureSettings
 from kerasllm.settings import Settings
-from kerasllm.tasks.classify_image import ClassifyImage, PictureSettings
+from kerasllm.tasks.classify_image import ClassifyImage
 
 LABELS = ("cat", "dog", "owl")
 PIXELS = np.uint8([[0, 51], [255, 102]])

@@ -1,0 +1,82 @@
+"""Pictures as a task takes them: of one size, as pixels in its examples, as numbers for its model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kerasllm.errors import UserError
+from kerasllm.settings import Settings
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class PictureSettings(Settings):
+    """What every picture becomes before the model sees it, in training as on a server."""
+
+    height: int = Field(default=32, ge=1)
+    """In pixels."""
+    width: int = Field(default=32, ge=1)
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for red, green and blue."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """What becomes of a picture of another shape: what is too much is cut off, what lacks is black, or it changes its
+    shape."""
+    mean: tuple[float, ...] = (0.5,)
+    """Of each channel, or one for all, with pixels from 0 to 1: it is taken from them,"""
+    stddev: tuple[float, ...] = (0.25,)
+    """and they are divided by this. Those of the training pictures are good ones."""
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> PictureSettings:
+        for key in ("mean", "stddev"):
+            if len(getattr(self, key)) not in (1, self.channels):
+                raise ValueError(f"{key}: must have 1 or {self.channels} numbers, found {len(getattr(self, key))}")
+        if min(self.stddev) <= 0:
+            raise ValueError("stddev: must be greater than 0")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W and D."""
+        return self.height, self.width, self.channels
+
+
+class PictureInput:
+    """Files -> pixels -> numbers; the same graph operations in `prepare`, `evaluate` and an exported model."""
+
+    def __init__(self, settings: PictureSettings):
+        self.settings = settings
+        self.shape = settings.shape
+
+    def decode(self, contents: tf.Tensor) -> tf.Tensor:
+        """Contents of JPEG or PNG files, string [B] -> uint8 [B, H, W, D]."""
+        from kerasllm.data.picture_decoding import decode_pictures
+
+        return decode_pictures(contents, *self.shape, self.settings.fit)
+
+    def features(self, contents: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+        """Contents of files, string [B] -> `image` uint8 [B, H * W * D], and `present` int32 [B, 1], which is 0 in
+        padding alone."""
+        import tensorflow as tf
+
+        height, width, channels = self.shape
+        rows = tf.reshape(self.decode(contents), [-1, height * width * channels])
+        present = tf.ones([tf.shape(rows)[0], 1], tf.int32)
+        return {"image": tf.RaggedTensor.from_tensor(rows), "present": tf.RaggedTensor.from_tensor(present)}
+
+    def seen(self, pixels: tf.Tensor) -> tf.Tensor:
+        """Pixels from 0 to 255, [B, H * W * D] or [B, H, W, D] -> what a model sees of them, float32 [B, H, W, D]."""
+        import tensorflow as tf
+
+        pixels = tf.cast(tf.reshape(pixels, [-1, *self.shape]), tf.float32)
+        return (pixels / 255.0 - tf.constant(self.settings.mean)) / tf.constant(self.settings.stddev)
+
+
+def check_batching(recipe: Any) -> None:
+    """Raise `UserError` where a recipe does not say how many pictures make a batch."""
+    if recipe.batching.global_batch_size is None:
+        place = recipe.place("batching", "global_batch_size")
+        raise UserError(f"{place}: is missing; pictures have no tokens to be counted: say how many make a batch")
