@@ -192,7 +192,8 @@ class LabelTask(Task):
 
         Args:
             logits: from `logits_of`.
-            batch: with `labels` [B, K], each 1 or more, or `number` [B, 1].
+            batch: with `labels` [B, K], each 1 or more, or `number` [B, 1]; where examples are mixed also `share`
+                [B, 1], what their loss counts for beside that of `other_labels` [B, K].
             weights: [B, 1], 0 for padding.
             label_smoothing: in [0, 1); a number has nothing to be smoothed.
 
@@ -205,10 +206,17 @@ class LabelTask(Task):
 
         if self.settings.kind == "number":
             return tf.square(logits[:, :, 0] - tf.cast(batch["number"], logits.dtype)), weights
-        if self.settings.kind == "one_label":
-            return cross_entropy(logits, tf.maximum(batch["labels"] - 1, 0), label_smoothing), weights
-        chosen = tf.reduce_max(tf.one_hot(batch["labels"] - 1, tf.shape(logits)[1], dtype=tf.int32), axis=1)  # [B, C]
-        return cross_entropy(logits, chosen, label_smoothing), weights * tf.ones_like(logits[:, :, 0])
+
+        def losses_of(labels: tf.Tensor) -> tf.Tensor:
+            if self.settings.kind == "one_label":
+                return cross_entropy(logits, tf.maximum(labels - 1, 0), label_smoothing)
+            chosen = tf.reduce_max(tf.one_hot(labels - 1, tf.shape(logits)[1], dtype=tf.int32), axis=1)  # [B, C]
+            return cross_entropy(logits, chosen, label_smoothing)
+
+        losses = losses_of(batch["labels"])
+        if "share" in batch:
+            losses = batch["share"] * losses + (1.0 - batch["share"]) * losses_of(batch["other_labels"])
+        return losses, weights * tf.ones_like(losses)
 
     def answers_of(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """What examples are taken for, as graph operations.

@@ -29,6 +29,9 @@ class PictureSettings(Settings):
     stddev: tuple[float, ...] = (0.25,)
     """and they are divided by this. Those of the training pictures are good ones."""
 
+    mirror_answers: bool = False
+    """An answer is the mean of what the model makes of a picture and of its mirror image, in twice the time."""
+
     @model_validator(mode="after")
     def _check_channels(self) -> PictureSettings:
         for key in ("mean", "stddev"):
@@ -42,6 +45,10 @@ class PictureSettings(Settings):
     def shape(self) -> tuple[int, int, int]:
         """H, W and D."""
         return self.height, self.width, self.channels
+
+    def encoding_settings(self) -> dict[str, Any]:
+        """What the pixels of an example depend on."""
+        return self.model_dump(include={"height", "width", "channels", "fit"})
 
 
 class PictureInput:

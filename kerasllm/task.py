@@ -51,6 +51,8 @@ class Task:
     """The fields whose texts the tokenizer learns; without one there is no tokenizer."""
     augmented_inputs: Mapping[str, Any] = MappingProxyType({})
     """What augmentation may change: feature -> `tokens`, or the height, width and channels of pictures."""
+    mixes_labels: bool = False
+    """Whether an example may have the labels of two, each counting for a share."""
     metric_names: tuple[str, ...]
     """What `metrics` gives. The loss is measured for every task, and where it is named here the perplexity."""
     sections: dict[str, Any]

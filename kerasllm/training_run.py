@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kerasllm.data.augmentation import AugmentedTraining, build_augmentation
 from kerasllm.data.batching import Accumulation, BatchStream
-from kerasllm.data.store import Prepared
+from kerasllm.data.store import Examples, Prepared
 from kerasllm.environment import compute_precision, seed_everything
 from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator
@@ -69,7 +69,7 @@ def build_run(
     ticks = resolve_ticks(recipe.ticks, places, plan.epoch_starts, plan.total_steps)
     with strategy.scope():
         task = build_task(recipe, prepared.directory)
-        stream.augmentation = build_augmentations(recipe, ticks, task)
+        stream.augmentation = build_augmentations(recipe, ticks, task, examples)
         stream.corruption = task.corruption()
         with compute_precision(settings.precision):
             model = build_model(task, recipe)
@@ -126,7 +126,7 @@ def build_scheduled_optimizer(
         raise misfit(recipe, "optimizer", error) from error
 
 
-def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any) -> AugmentedTraining | None:
+def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any, examples: Examples) -> AugmentedTraining | None:
     """What changes the training examples, and when; None if nothing does.
 
     Raises:
@@ -137,12 +137,16 @@ def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any) -> Augment
             raise UserError(f"{tick.place}.augmentation: the recipe has no list `augmentation` to be switched; add one")
     built = []
     for index, settings in enumerate(recipe.augmentation):
+        if settings.name in ("mixup", "cutmix") and not task.mixes_labels:
+            raise UserError(
+                f"{recipe.place('augmentation', index)}: {settings.name}: this task has no labels to be mixed"
+            )
         try:
             built.append(build_augmentation(settings, task.augmented_inputs, task.tokenizer))
         except UserError as error:
             raise UserError(f"{recipe.place('augmentation', index)}: {error}") from error
     changes = tuple(values_of("augmentation", True, ticks))
-    return AugmentedTraining(tuple(built), recipe.seed, changes) if built else None
+    return AugmentedTraining(tuple(built), recipe.seed, changes, examples) if built else None
 
 
 def build_objectives(

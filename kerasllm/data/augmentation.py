@@ -12,14 +12,31 @@ from typing import Any, Protocol
 import numpy as np
 
 from kerasllm.data.draws import Batch, Draws
-from kerasllm.data.picture_augmentation import ColorJitter, Cutout, Flip, PictureAugmentation, Shape, Shift
+from kerasllm.data.padding import pad_batch
+from kerasllm.data.picture_augmentation import (
+    ColorJitter,
+    CutMix,
+    Cutout,
+    Flip,
+    Mixing,
+    MixUp,
+    PictureAugmentation,
+    Shape,
+    Shift,
+)
+from kerasllm.data.rand_augment import RandAugment, Rotation
 from kerasllm.data.settings import (
     AugmentationSettings,
+    CutMixSettings,
     CutoutSettings,
     FlipSettings,
+    MixUpSettings,
+    RandAugmentSettings,
+    RotationSettings,
     ShiftSettings,
     TokenDropoutSettings,
 )
+from kerasllm.data.store import Examples
 from kerasllm.errors import UserError
 
 
@@ -61,11 +78,20 @@ class AugmentedTraining:
 
     Args:
         changes: (first step, whether they are on) in the order of the steps, the first at step 0.
+        examples: of the split, where one of the augmentations takes others of them into an example.
     """
 
     augmentations: tuple[Augmentation, ...]
     seed: int
     changes: tuple[tuple[int, bool], ...] = ((0, True),)
+    examples: Examples | None = None
+
+    @property
+    def added(self) -> dict[str, str]:
+        """The features that are added to a batch, and their types."""
+        return {
+            name: dtype for each in self.augmentations if isinstance(each, Mixing) for name, dtype in each.added.items()
+        }
 
     def is_on(self, step: int) -> bool:
         """Whether the step after `step` optimizer steps sees changed examples."""
@@ -78,9 +104,28 @@ class AugmentedTraining:
             batch: feature -> [B, T].
             rows: the number of each example in its split, [B].
         """
-        for index, augmentation in enumerate(self.augmentations if self.is_on(step) else ()):
-            batch = augmentation(batch, Draws(rows, self.seed, epoch, index))
+        if self.is_on(step):
+            return self._changed(batch, rows, epoch, len(self.augmentations))
+        return {**batch, **self._unmixed(batch)}
+
+    def _changed(self, batch: Batch, rows: np.ndarray, epoch: int, count: int) -> Batch:
+        """A batch after the first augmentations, `count` of them."""
+        batch = {**batch, **self._unmixed(batch)}
+        for index, augmentation in enumerate(self.augmentations[:count]):
+            draw = Draws(rows, self.seed, epoch, index)
+            if isinstance(augmentation, Mixing):
+                others = augmentation.others(draw, len(self.examples))
+                other_batch = self._changed(pad_batch(self.examples.features, others), others, epoch, index)
+                batch = augmentation.mix(batch, other_batch, draw)
+            else:
+                batch = augmentation(batch, draw)
         return batch
+
+    def _unmixed(self, batch: Batch) -> Batch:
+        """What mixing adds to a batch that is not mixed."""
+        if not self.added:
+            return {}
+        return {"other_labels": batch["labels"], "share": np.ones([len(batch["labels"]), 1], np.float32)}
 
 
 def build_augmentation(
@@ -119,4 +164,10 @@ def _build_picture_augmentation(settings: AugmentationSettings, shapes: Mapping[
         return Shift(shapes, settings.pixels)
     if isinstance(settings, CutoutSettings):
         return Cutout(shapes, settings.size)
+    if isinstance(settings, MixUpSettings | CutMixSettings):
+        return (MixUp if isinstance(settings, MixUpSettings) else CutMix)(shapes, settings.alpha)
+    if isinstance(settings, RotationSettings):
+        return Rotation(shapes, settings.degrees)
+    if isinstance(settings, RandAugmentSettings):
+        return RandAugment(shapes, settings.num_changes, settings.magnitude)
     return ColorJitter(shapes, (settings.brightness, settings.contrast, settings.saturation))

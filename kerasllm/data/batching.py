@@ -1,6 +1,6 @@
 """The batch plan: which examples form batch k of epoch e follows from (lengths, seed, e, k) alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from kerasllm.data.augmentation import AugmentedTraining
+from kerasllm.data.padding import pad_batch
 from kerasllm.data.settings import BatchingSettings
-from kerasllm.data.store import Examples, RaggedArray
+from kerasllm.data.store import Examples
 from kerasllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,23 +70,6 @@ def plan_batches(
     if shuffle:
         batches = [batches[i] for i in np.argsort(_random_keys(len(batches), seed, epoch, 1), kind="stable")]
     return batches
-
-
-def pad_rows(array: RaggedArray, rows: np.ndarray) -> np.ndarray:
-    """[B, T]: the rows, filled up with 0 to the longest of them."""
-    starts = array.offsets[rows]
-    lengths = array.offsets[rows + 1] - starts
-    positions = np.arange(lengths.max(initial=0))
-    padded = np.zeros((len(rows), len(positions)), array.values.dtype.newbyteorder("="))
-    mask = positions < lengths[:, None]
-    padded[mask] = array.values[(starts[:, None] + positions)[mask]]
-    return padded
-
-
-def pad_batch(features: Mapping[str, RaggedArray], rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-    """Feature -> [B, T], each filled up with 0 to its own longest row."""
-    rows = np.asarray(rows, np.int64)
-    return {name: pad_rows(array, rows) for name, array in features.items()}
 
 
 @dataclass(frozen=True)
@@ -197,6 +181,11 @@ class BatchStream:
         types = {name: array.values.dtype.name for name, array in self._features.items()}
         return types | (self.corruption.added if self.corruption else {})
 
+    @property
+    def trained_types(self) -> dict[str, str]:
+        """The same of what is trained on, with what augmentation adds."""
+        return self.feature_types | (self.augmentation.added if self.augmentation else {})
+
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The plan of an epoch: row numbers of every planned batch, in order."""
         return self._batches(epoch)
@@ -251,7 +240,8 @@ class BatchStream:
     def _cut(self, batch: dict[str, np.ndarray], rows: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray]:
         """Some examples of a batch, without the columns that are padding in all of them."""
         longest = self.examples.lengths[rows[start:stop]].max(axis=0)
-        return {name: batch[name][start:stop, :end] for name, end in zip(self._features, longest, strict=True)}
+        part = {name: batch[name][start:stop, :end] for name, end in zip(self._features, longest, strict=True)}
+        return part | {name: array[start:stop] for name, array in batch.items() if name not in part}
 
     def _corrupt(self, part: dict[str, np.ndarray], rows: np.ndarray, keys: tuple[int, int]) -> dict[str, np.ndarray]:
         return part if self.corruption is None else self.corruption(part, rows, *keys)
@@ -297,7 +287,7 @@ class BatchStream:
 
         share = self.num_replicas // num_processes
         replicas = range(process * share, (process + 1) * share)
-        part = {name: tf.TensorSpec([None, None], dtype) for name, dtype in self.feature_types.items()}
+        part = {name: tf.TensorSpec([None, None], dtype) for name, dtype in self.trained_types.items()}
         signature = (part,) * (self.accumulation.greatest * self.micro_batches)
         elements = tf.data.Dataset.from_generator(partial(self._generate, replicas), output_signature=signature)
         # Said to be endless: workers would otherwise ask each other before every step whether there is one more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -125,3 +126,70 @@ class ColorJitter(PictureAugmentation):
         x = np.clip(mean + contrast * (x - mean), 0, 255)
         grey = (x @ weights)[..., np.newaxis]
         return np.round(np.clip(grey + saturation * (x - grey), 0, 255)).astype(np.uint8)
+
+
+class Mixing(PictureAugmentation):
+    """What changes pictures by others of the split, and lets the labels of both count, by the share of each.
+
+    Which other one it is follows from the draws alone, and not from what else is in the batch.
+
+    Args:
+        alpha: of the beta distribution that shares are drawn from: near 0 most pictures stay what they are, at 1 all
+            shares are as likely.
+    """
+
+    added: ClassVar[dict[str, str]] = {"other_labels": "int32", "share": "float32"}
+    """The labels of the other picture, and what those of the first one count for: feature -> type."""
+
+    def __init__(self, shapes: Mapping[str, Shape], alpha: float):
+        super().__init__(shapes)
+        self.alpha = alpha
+
+    def others(self, draw: Draws, num_examples: int) -> np.ndarray:
+        """The row of the other picture for each of the batch, int64 [B]."""
+        return draw.apart(0).integers(num_examples, 1)[:, 0]
+
+    def mix(self, batch: Batch, others: Batch, draw: Draws) -> Batch:
+        """A batch with the pictures of others in its own, and the features that are added."""
+        from scipy.stats import beta
+
+        uniform = draw.apart(1).bits(1)[:, 0] / np.float64(2.0**64)
+        shares = beta.ppf(uniform, self.alpha, self.alpha)  # [B]
+        mixed = {}
+        for name, shape in self.shapes.items():
+            pictures, other = (each[name].reshape(-1, *shape) for each in (batch, others))
+            pictures, shares = self.mixed(pictures, other, shares, draw.apart(2))
+            mixed[name] = pictures.reshape(batch[name].shape)
+        return {**batch, **mixed, "other_labels": others["labels"], "share": shares[:, np.newaxis].astype(np.float32)}
+
+    def mixed(
+        self, pictures: np.ndarray, others: np.ndarray, shares: np.ndarray, draw: Draws
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures uint8 [B, H, W, D] and those that come in -> the mixed ones, and what is left of the first, [B]."""
+        raise NotImplementedError
+
+
+class MixUp(Mixing):
+    r"""$\lambda x + (1 - \lambda) x'$. Reference: [Zhang et al., 2017](https://arxiv.org/abs/1710.09412)."""
+
+    def mixed(
+        self, pictures: np.ndarray, others: np.ndarray, shares: np.ndarray, draw: Draws
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weight = shares.astype(np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+        return np.round(weight * pictures + (1 - weight) * others).astype(np.uint8), shares
+
+
+class CutMix(Mixing):
+    """A rectangle of the other picture, of the same shape as the whole and 1 - share of its area before what lies
+    outside is cut off. Reference: [Yun et al., 2019](https://arxiv.org/abs/1905.04899)."""
+
+    def mixed(
+        self, pictures: np.ndarray, others: np.ndarray, shares: np.ndarray, draw: Draws
+    ) -> tuple[np.ndarray, np.ndarray]:
+        hit, side = [], np.sqrt(1 - shares)[:, np.newaxis]
+        for extent, number in zip(pictures.shape[1:3], (0, 1), strict=True):
+            length = np.round(extent * side).astype(np.int64)  # [B, 1]
+            first = draw.apart(number).integers(extent, 1) - length // 2
+            hit.append((np.arange(extent) >= first) & (np.arange(extent) < first + length))
+        is_hit = hit[0][:, :, np.newaxis] & hit[1][:, np.newaxis, :]  # [B, H, W]
+        return np.where(is_hit[..., np.newaxis], others, pictures), 1 - is_hit.mean(axis=(1, 2))

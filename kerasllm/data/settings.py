@@ -145,7 +145,49 @@ class ColorJitterSettings(Settings):
     saturation: float = Field(default=0.2, ge=0, le=1)
 
 
+class RotationSettings(Settings):
+    """Pictures are turned."""
+
+    name: Literal["rotation"]
+    degrees: float = Field(default=15.0, gt=0, le=180)
+    """At most, to either side; what comes in is 0."""
+
+
+class RandAugmentSettings(Settings):
+    """Some of fourteen changes are drawn for each picture: moved, turned, sheared, other colours and contrasts."""
+
+    name: Literal["rand_augment"]
+    num_changes: int = Field(default=2, ge=1)
+    """One after the other."""
+    magnitude: float = Field(default=0.3, ge=0, le=1)
+    """Of each, 1 being the greatest; the paper's magnitudes go up to 30, so that its 9 is 0.3."""
+
+
+class MixUpSettings(Settings):
+    """Each picture becomes a weighted mean of itself and another one, and so do its labels."""
+
+    name: Literal["mixup"]
+    alpha: float = Field(default=0.2, gt=0)
+    """Of the beta distribution of the weights: near 0 most stay what they are, at 1 all weights are as likely."""
+
+
+class CutMixSettings(Settings):
+    """A rectangle of each picture is that of another one, and labels count by their areas."""
+
+    name: Literal["cutmix"]
+    alpha: float = Field(default=1.0, gt=0)
+    """As for `mixup`, of the areas."""
+
+
 AugmentationSettings = Annotated[
-    TokenDropoutSettings | FlipSettings | ShiftSettings | CutoutSettings | ColorJitterSettings,
+    TokenDropoutSettings
+    | FlipSettings
+    | ShiftSettings
+    | CutoutSettings
+    | ColorJitterSettings
+    | RotationSettings
+    | RandAugmentSettings
+    | MixUpSettings
+    | CutMixSettings,
     Field(discriminator="name"),
 ]

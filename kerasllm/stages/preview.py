@@ -44,7 +44,7 @@ def preview(recipe: Recipe, to: Path | str, data_dir: Path | str | None = None) 
     order = np.random.default_rng(recipe.seed).permutation(len(examples))
     rows = order[: min(NUM_PICTURES, len(examples))]
     batch = pad_batch(examples.features, rows)
-    augmentation = build_augmentations(recipe, [], task)
+    augmentation = build_augmentations(recipe, [], task, examples)
     seen = [augmentation(batch, rows, epoch, 0) if augmentation else batch for epoch in range(NUM_EPOCHS)]
     pictures = np.stack([each[name].reshape(-1, *shape) for each in (batch, *seen)], axis=1)  # [N, 1 + epochs, H, W, D]
     captions = ["as it is", *(f"epoch {epoch}" for epoch in range(NUM_EPOCHS))]

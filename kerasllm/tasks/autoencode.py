@@ -78,7 +78,7 @@ class Autoencode(Task):
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """The size of the pictures."""
-        return recipe.picture.model_dump(exclude={"mean", "stddev"})
+        return recipe.picture.encoding_settings()
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files, string [B] -> the features that the file's head lists."""

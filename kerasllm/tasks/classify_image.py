@@ -60,13 +60,14 @@ class ClassifyImage(LabelTask):
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
         check_batching(recipe)
+        self.mixes_labels = self.settings.kind != "number"
         self.picture = PictureInput(recipe.picture)
         self.augmented_inputs = {"image": self.picture.shape}
 
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
         """The size of the pictures, and how labels are read."""
-        return {**recipe.picture.model_dump(exclude={"mean", "stddev"}), **super().encoding_settings(recipe)}
+        return {**recipe.picture.encoding_settings(), **super().encoding_settings(recipe)}
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files and labels by field, string [B] -> the features that the file's head lists."""
@@ -86,7 +87,13 @@ class ClassifyImage(LabelTask):
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         """`logits_of` what the model makes of `image`, uint8 [B, H * W * D]."""
-        return self.logits_of(model(self.picture.seen(batch["image"]), training=training))
+        import tensorflow as tf
+
+        seen = self.picture.seen(batch["image"])
+        outputs = model(seen, training=training)
+        if self.recipe.picture.mirror_answers and not training:
+            outputs = 0.5 * (outputs + model(tf.reverse(seen, [2])))
+        return self.logits_of(outputs)
 
     def loss(
         self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float

@@ -138,3 +138,22 @@ def test_a_file_is_read_for_a_person(task, tmp_path):
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content)).convert("L")), PIXELS)
     with pytest.raises(UserError, match=r"none.png: cannot be read"):
         task.read_input(str(tmp_path / "none.png"))
+
+
+def test_a_mixed_example_has_the_loss_of_both_labels_by_their_share(task):
+    pixels = np.stack([PIXELS.ravel()] * 2)
+    batch = {"image": pixels, "labels": tf.constant([[2], [2]]), "present": tf.constant([[1], [1]])}
+    logits = task.forward(task.model, batch, training=True)
+    plain = [task.loss(logits, {**batch, "labels": tf.constant([[n], [n]])}, 0.1)[0][0, 0] for n in (2, 3)]
+    mixed = {**batch, "other_labels": tf.constant([[3], [3]]), "share": tf.constant([[0.3], [1.0]])}
+    losses, _ = task.loss(logits, mixed, 0.1)
+    np.testing.assert_allclose(losses[:, 0], [0.3 * plain[0] + 0.7 * plain[1], plain[0]], rtol=1e-5)
+
+
+def test_mirrored_answers_are_the_same_for_a_picture_and_its_mirror_image():
+    task = build(ConvNetSettings(), mirror_answers=True)
+    batch = {"image": PIXELS.reshape(1, 4)}
+    mirrored = {"image": PIXELS[:, ::-1].reshape(1, 4)}
+    np.testing.assert_allclose(*(task.forward(task.model, each, False) for each in (batch, mirrored)), atol=1e-6)
+    in_training = [task.forward(task.model, each, True) for each in (batch, mirrored)]
+    assert not np.allclose(*in_training, atol=1e-3)

@@ -1,0 +1,108 @@
+"""Changes that Pillow makes, one picture after the other: rotation, and RandAugment's choice of fourteen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from kerasllm.data.draws import Draws
+from kerasllm.data.picture_augmentation import PictureAugmentation, Shape
+
+Change = Callable[[Image.Image, float], Image.Image]
+
+
+def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Change:
+    """A change that takes each pixel (x, y), seen from the middle, from a x + b y + c, d x + e y + f."""
+
+    def change(picture: Image.Image, strength: float) -> Image.Image:
+        a, b, c, d, e, f = matrix(strength)
+        x, y = (picture.width - 1) / 2, (picture.height - 1) / 2
+        moved = (a, b, c * picture.width + x - a * x - b * y, d, e, f * picture.height + y - d * x - e * y)
+        return picture.transform(picture.size, Image.Transform.AFFINE, moved, Image.Resampling.BILINEAR)
+
+    return change
+
+
+def _enhanced(kind: Callable) -> Change:
+    return lambda picture, strength: kind(picture).enhance(1 + 0.9 * strength)
+
+
+def rotated(picture: Image.Image, degrees: float) -> Image.Image:
+    """Around its middle, against the clock; what comes in is black."""
+    return picture.rotate(degrees, Image.Resampling.BILINEAR)
+
+
+CHANGES: dict[str, Change] = {
+    "identity": lambda picture, strength: picture,
+    "shear_x": _affine(lambda s: (1, 0.3 * s, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda s: (1, 0, 0, 0.3 * s, 1, 0)),
+    "translate_x": _affine(lambda s: (1, 0, 0.45 * s, 0, 1, 0)),
+    "translate_y": _affine(lambda s: (1, 0, 0, 0, 1, 0.45 * s)),
+    "rotate": lambda picture, strength: rotated(picture, 30 * strength),
+    "brightness": _enhanced(ImageEnhance.Brightness),
+    "color": _enhanced(ImageEnhance.Color),
+    "contrast": _enhanced(ImageEnhance.Contrast),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    "posterize": lambda picture, strength: ImageOps.posterize(picture, 8 - round(4 * abs(strength))),
+    "solarize": lambda picture, strength: ImageOps.solarize(picture, round(256 * (1 - abs(strength)))),
+    "autocontrast": lambda picture, strength: ImageOps.autocontrast(picture),
+    "equalize": lambda picture, strength: ImageOps.equalize(picture),
+}
+"""Name -> what makes another picture of one, by a strength from -1 to 1."""
+
+
+class PillowAugmentation(PictureAugmentation):
+    """What those share that go from picture to picture."""
+
+    def change(self, pictures: np.ndarray, draw: Draws) -> np.ndarray:
+        is_grey = pictures.shape[3] == 1
+        changed = np.empty_like(pictures)
+        for place, (pixels, bits) in enumerate(zip(pictures, draw.bits(self.num_draws), strict=True)):
+            picture = Image.fromarray(pixels[:, :, 0] if is_grey else pixels)
+            shares = bits / np.float64(2.0**64)
+            changed[place] = np.asarray(self.change_one(picture, shares)).reshape(pixels.shape)
+        return changed
+
+    num_draws: int
+    """Random numbers that a picture needs."""
+
+    def change_one(self, picture: Image.Image, shares: np.ndarray) -> Image.Image:
+        """A picture, and random numbers from 0 to 1, [num_draws] -> another picture of its size."""
+        raise NotImplementedError
+
+
+class Rotation(PillowAugmentation):
+    """Turns each picture by up to `degrees` to either side; what comes in is 0."""
+
+    num_draws = 1
+
+    def __init__(self, shapes: Mapping[str, Shape], degrees: float):
+        super().__init__(shapes)
+        self.degrees = degrees
+
+    def change_one(self, picture: Image.Image, shares: np.ndarray) -> Image.Image:
+        return rotated(picture, self.degrees * (2 * shares[0] - 1))
+
+
+class RandAugment(PillowAugmentation):
+    """Makes some changes, drawn from `CHANGES`, one after the other, in either direction.
+
+    Args:
+        num_changes: how many.
+        magnitude: 0 to 1, the strength of all of them.
+
+    Reference: [Cubuk et al., 2019](https://arxiv.org/abs/1909.13719); its magnitude goes from 0 to 30.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], num_changes: int, magnitude: float):
+        super().__init__(shapes)
+        self.num_draws, self.magnitude = 2 * num_changes, magnitude
+
+    def change_one(self, picture: Image.Image, shares: np.ndarray) -> Image.Image:
+        changes = list(CHANGES.values())
+        for chosen, direction in shares.reshape(-1, 2):
+            strength = self.magnitude if direction < 0.5 else -self.magnitude
+            picture = changes[int(chosen * len(changes))](picture, strength)
+        return picture
