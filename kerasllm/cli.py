@@ -12,17 +12,16 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kerasllm import __version__
+from kerasllm.command_parts import COMMAND, common_options, read_lines, repeated, report, say_next
 from kerasllm.environment import UNUSED_BY_COMMANDS, load_tensorflow
 from kerasllm.errors import UserError
-
-COMMAND = "kerasllm"
 
 
 class _InOrder(click.Group):
@@ -72,24 +71,6 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"error: unexpected {what}; run again with --debug for the traceback", 1
 
 
-def _common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds what every stage takes; all take the same, so that a script can hand its options on."""
-    options = [
-        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting."),
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path),
-            envvar="KERASLLM_DATA",
-            help="Where the files that a recipe names lie. [environment variable: KERASLLM_DATA]",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON."),
-        click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and TensorFlow's messages."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.group(cls=_InOrder, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=COMMAND)
 @click.pass_context
@@ -125,8 +106,8 @@ def recipes(context: click.Context) -> None:
         click.echo(f"{recipe.name:<{width}}  {recipe.purpose}")
     tiny = [recipe.name for recipe in found if recipe.name.endswith("_tiny")]  # needs no data files
     name = tiny[0] if tiny else "NAME"
-    _say_next("train", name, "--run-dir", f"runs/{name.rpartition('/')[2]}")
-    _say_next("recipes", "copy", name, instead="to change one:")
+    say_next("train", name, "--run-dir", f"runs/{name.rpartition('/')[2]}")
+    say_next("recipes", "copy", name, instead="to change one:")
 
 
 @recipes.command()
@@ -142,7 +123,7 @@ def copy(name: str, to: Path) -> None:
 
     path = copy_recipe(name, to)
     click.echo(path)
-    _say_next("train", str(path), "--run-dir", f"runs/{path.stem}")
+    say_next("train", str(path), "--run-dir", f"runs/{path.stem}")
 
 
 @commands.command()
@@ -172,14 +153,14 @@ def new(as_json: bool, **options: Any) -> None:
     from kerasllm.stages.new import new as new_stage
 
     result = new_stage(**options)
-    _report(result, as_json)
+    report(result, as_json)
     path = result["recipe"]
-    _say_next("train", path, "--run-dir", f"runs/{Path(path).stem}")
+    say_next("train", path, "--run-dir", f"runs/{Path(path).stem}")
 
 
 @commands.command()
 @click.argument("recipe")
-@_common_options
+@common_options
 def prepare(recipe: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     """Read, clean and tokenize the data of RECIPE.
 
@@ -193,15 +174,15 @@ def prepare(recipe: str, overrides: Sequence[str], data_dir: Path | None, as_jso
     from kerasllm.stages.prepare import prepare as prepare_stage
 
     loaded = load_recipe(recipe, overrides)
-    _report(prepare_stage(loaded, data_dir), as_json)
+    report(prepare_stage(loaded, data_dir), as_json)
     run_dir = f"runs/{loaded.name.rpartition('/')[2]}"
-    _say_next("train", recipe, "--run-dir", run_dir, *_repeated(overrides, data_dir))
+    say_next("train", recipe, "--run-dir", run_dir, *repeated(overrides, data_dir))
 
 
 @commands.command()
 @click.argument("recipe")
 @click.option("--to", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True, help="PNG file.")
-@_common_options
+@common_options
 def preview(recipe: str, to: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     """Draw training pictures of RECIPE, and what augmentation makes of them.
 
@@ -214,15 +195,15 @@ def preview(recipe: str, to: Path, overrides: Sequence[str], data_dir: Path | No
     load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.preview import preview as preview_stage
 
-    _report(preview_stage(loaded, to, data_dir), as_json)
+    report(preview_stage(loaded, to, data_dir), as_json)
     run_dir = f"runs/{loaded.name.rpartition('/')[2]}"
-    _say_next("train", recipe, "--run-dir", run_dir, *_repeated(overrides, data_dir))
+    say_next("train", recipe, "--run-dir", run_dir, *repeated(overrides, data_dir))
 
 
 @commands.command()
 @click.argument("recipe")
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where all of the run is kept.")
-@_common_options
+@common_options
 def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     """Train the model of RECIPE, or go on with a run.
 
@@ -240,11 +221,11 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
     load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.train import train as train_stage
 
-    _report(train_stage(loaded, run_dir, data_dir), as_json)
+    report(train_stage(loaded, run_dir, data_dir), as_json)
     if loaded.data.splits:
-        _say_next("evaluate", str(run_dir), *_repeated((), data_dir))
+        say_next("evaluate", str(run_dir), *repeated((), data_dir))
     else:
-        _say_next("export", str(run_dir), "--to", f"saved_models/{run_dir.resolve().name}")
+        say_next("export", str(run_dir), "--to", f"saved_models/{run_dir.resolve().name}")
 
 
 @commands.command()
@@ -254,7 +235,7 @@ def train(recipe: str, run_dir: Path, overrides: Sequence[str], data_dir: Path |
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where all trials are kept.")
 @click.option("--target", metavar="METRIC=NUMBER", help="Also show the steps and seconds until it is reached.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials that run at once.")
-@_common_options
+@common_options
 def compare(recipe: str, as_json: bool, **options: Any) -> None:
     """Train RECIPE with several settings, and show them side by side.
 
@@ -272,7 +253,7 @@ def compare(recipe: str, as_json: bool, **options: Any) -> None:
     from kerasllm.stages.compare import compare as compare_stage
 
     result = compare_stage(recipe, num_seeds=options.pop("seeds"), **options)
-    _report(result, as_json)
+    report(result, as_json)
     click.echo(f"next: {shlex.join(['tensorboard', '--logdir', str(result['logs'])])}", err=True)
     if result["failed"]:
         raise UserError(f"{len(result['failed'])} of the trials failed; the same command tries them again")
@@ -281,7 +262,7 @@ def compare(recipe: str, as_json: bool, **options: Any) -> None:
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@_common_options
+@common_options
 def evaluate(run: Path, split: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     """Measure how good the answers of the trained RUN are.
 
@@ -294,15 +275,15 @@ def evaluate(run: Path, split: str, overrides: Sequence[str], data_dir: Path | N
     load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.evaluate import evaluate as evaluate_stage
 
-    _report(evaluate_stage(run, split, data_dir, overrides), as_json)
-    _say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
+    report(evaluate_stage(run, split, data_dir, overrides), as_json)
+    say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
 
 
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--input", "file", type=click.File("rb"), help="Read the texts from a file, one a line.")
-@_common_options
+@common_options
 def predict(
     run: Path, texts: Sequence[str], file: Any, overrides: Sequence[str], data_dir: Path | None, as_json: bool
 ) -> None:
@@ -316,18 +297,18 @@ def predict(
     """
     if texts and file:
         raise UserError("texts were given both as arguments and by --input; leave one of them out")
-    texts = texts or _read_lines(file or click.get_binary_stream("stdin"), file.name if file else "standard input")
+    texts = texts or read_lines(file or click.get_binary_stream("stdin"), file.name if file else "standard input")
     load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.predict import predict as predict_stage
 
     answers = predict_stage(run, texts, overrides, data_dir)
     if as_json:
-        _report({"predictions": answers}, as_json)
+        report({"predictions": answers}, as_json)
     else:
         for answer in answers:
             _, shown, *_ = answer.values()  # the text that was asked comes first
             click.echo(shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False))
-    _say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
+    say_next("export", str(run), "--to", f"saved_models/{run.resolve().name}")
 
 
 @commands.command()
@@ -345,7 +326,7 @@ def why(run: Path, picture: str, to: Path, label: str | None, as_json: bool) -> 
     load_tensorflow(without=UNUSED_BY_COMMANDS)
     from kerasllm.stages.why import why as why_stage
 
-    _report(why_stage(run, picture, to, label), as_json)
+    report(why_stage(run, picture, to, label), as_json)
 
 
 @commands.command()
@@ -359,7 +340,7 @@ def why(run: Path, picture: str, to: Path, label: str | None, as_json: bool) -> 
     show_default=True,
     help="For huggingface --to is a new directory, which `transformers` loads.",
 )
-@_common_options
+@common_options
 def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     """Publish the trained RUN as a SavedModel for TF Serving.
 
@@ -379,45 +360,8 @@ def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: P
 
         if overrides:
             raise UserError("--set changes the search of a SavedModel, and huggingface has none; leave it out")
-        _report(export_huggingface(run, to, data_dir), as_json)
+        report(export_huggingface(run, to, data_dir), as_json)
         return
-    _report(export_stage(run, to, overrides, data_dir), as_json)
+    report(export_stage(run, to, overrides, data_dir), as_json)
     script = min(os.path.relpath(saved_model.__file__), saved_model.__file__, key=len)
     click.echo(f"next: {shlex.join(['python', script, str(to), 'TEXT'])}", err=True)
-
-
-def _read_lines(stream: Any, name: str) -> list[str]:
-    """Returns the lines of a binary stream.
-
-    Raises:
-        UserError: it is not UTF-8, or empty.
-    """
-    if stream.isatty():
-        click.echo("one text a line; Ctrl-D ends", err=True)
-    content = stream.read()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}: byte {error.start}: not UTF-8; convert it to UTF-8") from error
-    if not text:
-        raise UserError(f"{name}: empty; give one text a line, or as arguments")
-    # Only a newline ends a text; str.splitlines would also cut at eleven other characters.
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
-def _report(result: dict[str, Any], as_json: bool) -> None:
-    """Writes a stage's result to standard output, if that was asked for."""
-    if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False, default=str))
-
-
-def _repeated(overrides: Sequence[str], data_dir: Path | None) -> list[str]:
-    """Returns the options that the next command needs again."""
-    options = [part for override in overrides for part in ("--set", override)]
-    from_command_line = data_dir is not None and str(data_dir) != os.environ.get("KERASLLM_DATA")
-    return [*options, "--data-dir", str(data_dir)] if from_command_line else options
-
-
-def _say_next(*arguments: str, instead: str = "next:") -> None:
-    click.echo(f"{instead} {shlex.join([COMMAND, *arguments])}", err=True)

@@ -51,6 +51,7 @@ LEVELS = {
     "serving": 4,
     "stages": 5,
     "cli": 6,
+    "command_parts": 6,
     "__main__": 6,
     "__init__": 6,
 }
