@@ -12,7 +12,8 @@ from kerasllm.data.published import find_run, read_vocabulary, tokenizer_of_run
 from kerasllm.data.settings import TokenizerSettings
 from kerasllm.errors import UserError
 from kerasllm.models.published.config import has_pooler, read_numbers
-from kerasllm.models.settings import BertSettings
+from kerasllm.models.settings import BertSettings, FromRunSettings
+from kerasllm.pretrained_pictures import complete_picture_recipe, load_picture_weights
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, sha256_of_directory
 from kerasllm.task import Task
@@ -39,6 +40,8 @@ def complete_recipe(recipe: Recipe, data_dir: Path | str | None) -> Recipe:
         UserError: the weights cannot be found, or the recipe asks for another number or vocabulary than they have; or
             it neither trains nor begins with any.
     """
+    if isinstance(getattr(recipe, "model", None), FromRunSettings):
+        return complete_picture_recipe(recipe, data_dir)
     source, root = source_of(recipe), Path(data_dir) if data_dir is not None else None
     if source is None:
         if recipe.training.train_steps == 0:
@@ -94,6 +97,9 @@ def load_pretrained(recipe: Recipe, task: Task, data_dir: Path | str | None) -> 
     Raises:
         UserError: the weights cannot be read, or what does not fit, as a table; then nothing was set.
     """
+    if isinstance(getattr(recipe, "model", None), FromRunSettings):
+        load_picture_weights(recipe, task, data_dir)
+        return []
     source = source_of(recipe)
     if source is None:
         return []

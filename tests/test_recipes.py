@@ -51,6 +51,9 @@ def tiny_overrides(file: Path) -> list[str]:
         chosen += [f"data.{split}={sizes[split]}" for split in recipe.data.splits]
     if recipe.data.source == "documents":  # the small files will do
         chosen += [f"data.train={recipe.data.test}", "data.test=null"]
+    if recipe.data.source in ("idx", "pictures"):  # so will their test pictures, and a few of these
+        chosen += [f"data.train={json.dumps(recipe.dump()['data']['test'])}", "data.validation=0.02", "data.test=null"]
+        chosen += ["cleaning.max_records_per_label=20"]
     return [part for override in chosen for part in ("--set", override)]
 
 

@@ -180,6 +180,27 @@ class VisionTransformerSettings(Settings):
         return self
 
 
+class FromRunSettings(Settings):
+    """What a model of pictures has that may begin with the weights of a run."""
+
+    pretrained: str | None = None
+    """A run of our own that is at its end, with a model of the same name, relative to the data directory and, where
+    nothing is there, to the working directory. Its numbers and its section `picture` are taken; the head is taken over
+    where the labels are the same. null begins at random."""
+
+
+class PretrainedConvNetSettings(ConvNetSettings, FromRunSettings):
+    """A `ConvNet` that may begin with trained weights."""
+
+
+class PretrainedResNetSettings(ResNetSettings, FromRunSettings):
+    """A `ResNet` that may begin with trained weights."""
+
+
+class PretrainedVisionTransformerSettings(VisionTransformerSettings, FromRunSettings):
+    """A `VisionTransformer` that may begin with trained weights."""
+
+
 class VaeSettings(Settings):
     """The numbers of `models/vae.py`."""
 

@@ -19,10 +19,10 @@ from pydantic import Field
 from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings, LabelTask
 from kerasllm.models.settings import (
-    ConvNetSettings,
     MultilayerPerceptronSettings,
-    ResNetSettings,
-    VisionTransformerSettings,
+    PretrainedConvNetSettings,
+    PretrainedResNetSettings,
+    PretrainedVisionTransformerSettings,
 )
 from kerasllm.picture_input import PictureInput, PictureSettings, check_batching
 
@@ -39,7 +39,10 @@ MAX_MISTAKES, MISTAKE_COLUMNS = 32, 8
 
 
 ModelSettings = Annotated[
-    ResNetSettings | ConvNetSettings | VisionTransformerSettings | MultilayerPerceptronSettings,
+    PretrainedResNetSettings
+    | PretrainedConvNetSettings
+    | PretrainedVisionTransformerSettings
+    | MultilayerPerceptronSettings,
     Field(discriminator="name"),
 ]
 
@@ -78,7 +81,8 @@ class ClassifyImage(LabelTask):
         from kerasllm.models import model_class
 
         settings = self.recipe.model
-        numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name != "name"}
+        no_numbers = {"name", "pretrained"}
+        numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name not in no_numbers}
         try:
             self.model = model_class(settings.name)(*self.picture.shape, self.num_outputs, **numbers)
         except ValueError as error:  # of a number that does not fit the size of the pictures
