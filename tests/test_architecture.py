@@ -35,6 +35,7 @@ LEVELS = {
     "recipe": 4,
     "first_recipe": 4,
     "first_tagger": 4,
+    "first_pictures": 4,
     "pretrained_pictures": 4,
     "comparison": 4,
     "trials": 4,

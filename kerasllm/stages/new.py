@@ -1,10 +1,12 @@
-"""From somebody's file to a recipe: texts with labels train a classifier, tagged words a tagger, questions a reader.
+"""From somebody's file to a recipe: texts or pictures with labels train a classifier, tagged words a tagger, questions a
+reader.
 
 Without a file, from a published sentence encoder to a recipe that answers with it as it is.
 """
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from kerasllm.data.columns import guess_format
 from kerasllm.errors import UserError
 from kerasllm.first_classifier import new_classifier
 from kerasllm.first_encoder import new_encoder
+from kerasllm.first_pictures import new_pictures
 from kerasllm.first_reader import new_reader
 from kerasllm.first_tagger import new_tagger
 
@@ -27,14 +30,14 @@ def new(
     """Look at a file, and write a commented recipe: for a classifier of the texts of a table, a tagger or a reader.
 
     Args:
-        table: csv, tsv, jsonl or parquet; or, known by its content, a file with a word a line, or the json of SQuAD;
-            None for a recipe of task `embed` that has no data.
+        table: csv, tsv, jsonl or parquet; or, known by its content, a file with a word a line, or the json of SQuAD; or
+            a folder of pictures in folders, or a tar archive of it; None for a recipe of task `embed` that has no data.
         to: the recipe; by default the table's name with `.yaml`, in the working directory.
         text, other_text, label: columns; what is left out is guessed from the names and the cells.
         pretrained: trained weights to begin with, as in `PretrainedBertSettings`.
 
     Returns:
-        `recipe`, and what was found in the file, see `new_classifier`, `new_tagger` and `new_reader`.
+        `recipe`, and what was found in the file, see `new_classifier`, `new_tagger`, `new_reader` and `new_pictures`.
 
     Raises:
         UserError: nothing can be learnt from the file, an option does not fit it, or there is a recipe already.
@@ -46,12 +49,17 @@ def new(
     if table is None:
         name = pretrained.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     else:
-        name = table.name.removesuffix(".gz").rpartition(".")[0] or table.name
+        name = table.resolve().name.removesuffix(".gz").rpartition(".")[0] or table.resolve().name
     to = to or Path(f"{name}.yaml")
     if to.exists():
         raise UserError(f"{to}: exists already; name another file with --to")
     if table is None:
         return new_encoder(pretrained, to)
+    if table.is_dir() or (table.is_file() and tarfile.is_tarfile(table)):
+        if options or pretrained:
+            given = options or "--pretrained"
+            raise UserError(f"{table}: holds pictures, and is not to be read by that; leave out {given}")
+        return new_pictures(table, to)
     if not table.is_file():
         raise UserError(f"{table}: no such file")
     content = guess_format(table)
