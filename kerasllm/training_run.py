@@ -137,16 +137,24 @@ def build_augmentations(recipe: Recipe, ticks: list[Tick], task: Any, examples: 
             raise UserError(f"{tick.place}.augmentation: the recipe has no list `augmentation` to be switched; add one")
     built = []
     for index, settings in enumerate(recipe.augmentation):
-        if settings.name in ("mixup", "cutmix") and not task.mixes_labels:
-            raise UserError(
-                f"{recipe.place('augmentation', index)}: {settings.name}: this task has no labels to be mixed"
-            )
         try:
             built.append(build_augmentation(settings, task.augmented_inputs, task.tokenizer))
         except UserError as error:
             raise UserError(f"{recipe.place('augmentation', index)}: {error}") from error
+    check_mixing(recipe, task)
     changes = tuple(values_of("augmentation", True, ticks))
     return AugmentedTraining(tuple(built), recipe.seed, changes, examples) if built else None
+
+
+def check_mixing(recipe: Recipe, task: Any) -> None:
+    """Raise `UserError` where examples are to be mixed and cannot be, or twice."""
+    mixing = [index for index, settings in enumerate(recipe.augmentation) if settings.name in ("mixup", "cutmix")]
+    for index in mixing:
+        place, name = recipe.place("augmentation", index), recipe.augmentation[index].name
+        if not task.mixes_labels:
+            raise UserError(f"{place}: {name}: this task has no labels to be mixed; leave it")
+        if index != mixing[0]:
+            raise UserError(f"{place}: {name}: examples are mixed already by {recipe.augmentation[mixing[0]].name}")
 
 
 def build_objectives(

@@ -27,7 +27,7 @@ LEVELS = {
     "label_task": 2,
     "label_measures": 2,
     "picture_grid": 2,
-    "picture_input": 2,
+    "picture_task": 2,
     "attribution": 2,
     "entity_measures": 2,
     "answer_measures": 2,

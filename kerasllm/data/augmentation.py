@@ -24,14 +24,16 @@ from kerasllm.data.picture_augmentation import (
     Shape,
     Shift,
 )
-from kerasllm.data.rand_augment import RandAugment, Rotation
+from kerasllm.data.rand_augment import Grey, RandAugment, ResizedCrop, Rotation
 from kerasllm.data.settings import (
     AugmentationSettings,
     CutMixSettings,
     CutoutSettings,
     FlipSettings,
+    GreySettings,
     MixUpSettings,
     RandAugmentSettings,
+    ResizedCropSettings,
     RotationSettings,
     ShiftSettings,
     TokenDropoutSettings,
@@ -168,6 +170,10 @@ def _build_picture_augmentation(settings: AugmentationSettings, shapes: Mapping[
         return (MixUp if isinstance(settings, MixUpSettings) else CutMix)(shapes, settings.alpha)
     if isinstance(settings, RotationSettings):
         return Rotation(shapes, settings.degrees)
+    if isinstance(settings, ResizedCropSettings):
+        return ResizedCrop(shapes, settings.least_area)
+    if isinstance(settings, GreySettings):
+        return Grey(shapes, settings.rate)
     if isinstance(settings, RandAugmentSettings):
         return RandAugment(shapes, settings.num_changes, settings.magnitude)
     return ColorJitter(shapes, (settings.brightness, settings.contrast, settings.saturation))

@@ -1,4 +1,4 @@
-"""Changes that Pillow makes, one picture after the other: rotation, and RandAugment's choice of fourteen."""
+"""Changes that Pillow makes, one picture after the other: crops, rotation, grey, RandAugment's choice."""
 
 from __future__ import annotations
 
@@ -84,6 +84,49 @@ class Rotation(PillowAugmentation):
 
     def change_one(self, picture: Image.Image, shares: np.ndarray) -> Image.Image:
         return rotated(picture, self.degrees * (2 * shares[0] - 1))
+
+
+class ResizedCrop(PillowAugmentation):
+    """A part of each picture, of random size, shape and place, is taken for the whole.
+
+    Args:
+        least_area: share of the area, up to 1; its sides are as 3 to 4 up to 4 to 3.
+
+    Reference: [Szegedy et al., 2014](https://arxiv.org/abs/1409.4842), section 6.
+    """
+
+    num_draws = 4
+
+    def __init__(self, shapes: Mapping[str, Shape], least_area: float):
+        super().__init__(shapes)
+        self.least_area = least_area
+
+    def change_one(self, picture: Image.Image, shares: np.ndarray) -> Image.Image:
+        area = self.least_area + (1 - self.least_area) * shares[0]
+        stretch = (4 / 3) ** (2 * shares[1] - 1)
+        width, height = (min(1.0, (area * each) ** 0.5) for each in (stretch, 1 / stretch))
+        left, top = (1 - width) * shares[2], (1 - height) * shares[3]
+        box = [
+            side * each for side, each in zip(2 * picture.size, (left, top, left + width, top + height), strict=True)
+        ]
+        return picture.resize(picture.size, Image.Resampling.BILINEAR, box)
+
+
+class Grey(PillowAugmentation):
+    """Takes the colours from some pictures.
+
+    Args:
+        rate: the share of them, 0 to 1.
+    """
+
+    num_draws = 1
+
+    def __init__(self, shapes: Mapping[str, Shape], rate: float):
+        super().__init__(shapes)
+        self.rate = rate
+
+    def change_one(self, picture: Image.Image, shares: np.ndarray) -> Image.Image:
+        return picture.convert("L").convert(picture.mode) if shares[0] < self.rate else picture
 
 
 class RandAugment(PillowAugmentation):

@@ -153,6 +153,22 @@ class RotationSettings(Settings):
     """At most, to either side; what comes in is 0."""
 
 
+class ResizedCropSettings(Settings):
+    """A part of each picture, of random size, shape and place, is taken for the whole."""
+
+    name: Literal["resized_crop"]
+    least_area: float = Field(default=0.2, gt=0, le=1)
+    """Share of the area."""
+
+
+class GreySettings(Settings):
+    """Some pictures lose their colours."""
+
+    name: Literal["grey"]
+    rate: float = Field(default=0.2, gt=0, le=1)
+    """The share of them."""
+
+
 class RandAugmentSettings(Settings):
     """Some of fourteen changes are drawn for each picture: moved, turned, sheared, other colours and contrasts."""
 
@@ -186,6 +202,8 @@ AugmentationSettings = Annotated[
     | CutoutSettings
     | ColorJitterSettings
     | RotationSettings
+    | ResizedCropSettings
+    | GreySettings
     | RandAugmentSettings
     | MixUpSettings
     | CutMixSettings,

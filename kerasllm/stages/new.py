@@ -1,5 +1,6 @@
-"""From somebody's file to a recipe: texts or pictures with labels train a classifier, tagged words a tagger, questions a
-reader.
+"""From somebody's file to a recipe: texts or pictures with labels train a classifier, tagged words a tagger.
+
+Questions train a reader.
 
 Without a file, from a published sentence encoder to a recipe that answers with it as it is.
 """

@@ -9,19 +9,18 @@ answer      {"error": 0.012, "latent": [0.3, -1.2, ...]}
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from kerasllm.errors import UserError
 from kerasllm.models.settings import VaeSettings
-from kerasllm.picture_input import PictureInput, PictureSettings, check_batching
+from kerasllm.picture_task import PictureSettings, PictureTask
 from kerasllm.settings import Settings
-from kerasllm.task import Task, innermost
+from kerasllm.task import innermost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import keras
     import tensorflow as tf
@@ -43,7 +42,7 @@ class AutoencodingSettings(Settings):
     """What the divergence counts for: above 1 the latent numbers become more independent, and pictures coarser."""
 
 
-class Autoencode(Task):
+class Autoencode(PictureTask):
     r"""Trains and asks a `Vae`.
 
     $$\ell = -\log p(x \mid z) + \beta\, D(q(z \mid x) \,\|\, p(z)), \quad z \sim q(z \mid x)$$
@@ -54,35 +53,20 @@ class Autoencode(Task):
     [Higgins et al., 2017](https://openreview.net/forum?id=Sy2fzU9gl).
 
     Raises:
-        UserError: the recipe does not say how many pictures make a batch, or its objective compares probabilities.
+        UserError: see `PictureTask`, or the objective compares probabilities.
     """
 
-    fields = ("image",)
-    optional_fields = ("label", "name")
-    inputs = {"image_bytes": "image"}
     reference = None
     metric_names = ("reconstruction", "divergence")
     sections = {"picture": PictureSettings, "model": VaeSettings, "autoencoding": AutoencodingSettings}
-    encodes_as_graph = True
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
-        check_batching(recipe)
         if innermost(recipe.training.objective).name == "r_drop":
             place = recipe.place("training", "objective")
             raise UserError(f"{place}: r_drop compares probabilities of labels; use supervised")
         self.settings: AutoencodingSettings = recipe.autoencoding
-        self.picture = PictureInput(recipe.picture)
         self.augmented_inputs = {"image": self.picture.shape}
-
-    @classmethod
-    def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
-        """The size of the pictures."""
-        return recipe.picture.encoding_settings()
-
-    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
-        """Contents of files, string [B] -> the features that the file's head lists."""
-        return self.picture.features(texts["image"])
 
     def build_model(self) -> keras.Model:
         """The model that this task trains and asks, of the recipe's numbers."""
@@ -198,23 +182,3 @@ class Autoencode(Task):
             steps = made_of(np.concatenate(walks))
             figures["walks"] = draw_grid(steps, [""] * len(steps), NUM_STEPS, "from one picture to the next")
         return figures
-
-    def read_input(self, argument: str) -> bytes:
-        """The content of the file that a person names.
-
-        Raises:
-            UserError: it cannot be read, or is no picture.
-        """
-        from kerasllm.data.pictures import read_picture
-
-        return read_picture(Path(argument))
-
-    def odd_inputs(self) -> list[bytes]:
-        """Pictures of all kinds that a file may have."""
-        from kerasllm.data.pictures import odd_pictures
-
-        return odd_pictures()
-
-    def shown_questions(self, texts: Mapping[str, Sequence[Any]]) -> list[list[str]]:
-        """The names of the pictures in place of their contents."""
-        return [list(texts["name"]) if "name" in texts else list(map(str, range(1, len(texts["image"]) + 1)))]

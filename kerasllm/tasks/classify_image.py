@@ -11,12 +11,10 @@ answer      {"label": "cat", "probability": 0.9, "probabilities": [0.9, 0.1], "l
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings, LabelTask
 from kerasllm.models.settings import (
     MultilayerPerceptronSettings,
@@ -24,10 +22,10 @@ from kerasllm.models.settings import (
     PretrainedResNetSettings,
     PretrainedVisionTransformerSettings,
 )
-from kerasllm.picture_input import PictureInput, PictureSettings, check_batching
+from kerasllm.picture_task import PictureSettings, PictureTask, build_picture_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import keras
     import tensorflow as tf
@@ -47,46 +45,29 @@ ModelSettings = Annotated[
 ]
 
 
-class ClassifyImage(LabelTask):
+class ClassifyImage(PictureTask, LabelTask):
     """Trains and asks a model that makes logits [B, C] of pictures [B, H, W, D].
 
     Raises:
-        UserError: see `LabelTask`, or the recipe does not say how many pictures make a batch.
+        UserError: see `LabelTask` and `PictureTask`.
     """
 
     fields = ("image", "label")
     optional_fields = ("name",)
-    inputs = {"image_bytes": "image"}
     sections = {"picture": PictureSettings, "model": ModelSettings, "classification": ClassificationSettings}
-    encodes_as_graph = True
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
-        check_batching(recipe)
         self.mixes_labels = self.settings.kind != "number"
-        self.picture = PictureInput(recipe.picture)
         self.augmented_inputs = {"image": self.picture.shape}
-
-    @classmethod
-    def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
-        """The size of the pictures, and how labels are read."""
-        return {**recipe.picture.encoding_settings(), **super().encoding_settings(recipe)}
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files and labels by field, string [B] -> the features that the file's head lists."""
-        return {**self.picture.features(texts["image"]), **self.encode_labels(texts["label"])}
+        return {**super().encode(texts), **self.encode_labels(texts["label"])}
 
     def build_model(self) -> keras.Model:
         """The model that the recipe names."""
-        from kerasllm.models import model_class
-
-        settings = self.recipe.model
-        no_numbers = {"name", "pretrained"}
-        numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name not in no_numbers}
-        try:
-            self.model = model_class(settings.name)(*self.picture.shape, self.num_outputs, **numbers)
-        except ValueError as error:  # of a number that does not fit the size of the pictures
-            raise UserError(f"{self.recipe.place('model')}: {error}") from error
+        self.model = build_picture_model(self, self.num_outputs)
         return self.model
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
@@ -135,23 +116,3 @@ class ClassifyImage(LabelTask):
             title = f"{len(wrong):,} of {len(references):,} are wrong; right: given, the surest first"
             found["mistakes"] = draw_grid(pixels, captions, MISTAKE_COLUMNS, title)
         return found
-
-    def read_input(self, argument: str) -> bytes:
-        """The content of the file that a person names.
-
-        Raises:
-            UserError: it cannot be read, or is no picture.
-        """
-        from kerasllm.data.pictures import read_picture
-
-        return read_picture(Path(argument))
-
-    def odd_inputs(self) -> list[bytes]:
-        """Pictures of all kinds that a file may have."""
-        from kerasllm.data.pictures import odd_pictures
-
-        return odd_pictures()
-
-    def shown_questions(self, texts: Mapping[str, Sequence[Any]]) -> list[list[str]]:
-        """The names of the pictures in place of their contents."""
-        return [list(texts["name"])] if "name" in texts else [list(map(str, range(1, len(texts["label"]) + 1)))]

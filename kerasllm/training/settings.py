@@ -16,7 +16,7 @@ from kerasllm.training.objective_settings import ObjectiveSettings, SupervisedSe
 from kerasllm.training.optimizer_settings import AdamWSettings, OptimizerSettings
 from kerasllm.training.schedule_settings import InverseSquareRootSettings, ScheduleSettings
 
-LOWER_IS_BETTER = ("loss", "perplexity", "distance")
+LOWER_IS_BETTER = ("loss", "perplexity", "distance", "reconstruction", "divergence")
 """Metrics that are better when lower; all others are better when higher."""
 
 

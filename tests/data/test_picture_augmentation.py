@@ -9,7 +9,7 @@ from kerasllm.data.batching import BatchStream
 from kerasllm.data.draws import Draws
 from kerasllm.data.padding import pad_batch
 from kerasllm.data.picture_augmentation import ColorJitter, CutMix, Cutout, Flip, MixUp, Shift
-from kerasllm.data.rand_augment import CHANGES, RandAugment, Rotation, rotated
+from kerasllm.data.rand_augment import CHANGES, Grey, RandAugment, ResizedCrop, Rotation, rotated
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.store import Examples
 
@@ -81,6 +81,8 @@ ALL = [
     ColorJitter(WIDE, (0.4, 0.4, 0.4)),
     Rotation(WIDE, 30.0),
     RandAugment(WIDE, 2, 0.5),
+    ResizedCrop(WIDE, 0.3),
+    Grey(WIDE, 0.5),
 ]
 
 
@@ -101,6 +103,21 @@ def test_changes_of_pillow_by_hand():
     assert np.min(one_changed("autocontrast", 0.0)) == 0
     assert np.max(one_changed("autocontrast", 0.0)) == 255
     assert one_changed("brightness", 1.0)[0] == [1, 3, 5, 7]  # times 1.9
+
+
+def test_a_crop_is_a_part_of_the_picture():
+    rows = np.kron(np.uint8([[10, 50], [90, 200]]), np.ones((4, 4), np.uint8))
+    whole = ResizedCrop({"image": (8, 8, 1)}, 1.0).change_one(Image.fromarray(rows), np.array([0.3, 0.5, 0.9, 0.1]))
+    np.testing.assert_array_equal(np.asarray(whole), rows)
+    corner = ResizedCrop({"image": (8, 8, 1)}, 0.25).change_one(Image.fromarray(rows), np.array([0.0, 0.5, 1.0, 0.0]))
+    np.testing.assert_array_equal(np.asarray(corner), np.full((8, 8), 50))
+
+
+def test_grey_takes_the_colours():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    grey = np.asarray(Grey(WIDE, 0.5).change_one(picture, np.array([0.4])))
+    np.testing.assert_array_equal(grey, np.repeat(np.asarray(picture.convert("L"))[..., np.newaxis], 3, axis=2))
+    assert Grey(WIDE, 0.5).change_one(picture, np.array([0.6])) is picture
 
 
 @pytest.mark.parametrize("name", CHANGES)

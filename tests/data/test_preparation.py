@@ -245,7 +245,7 @@ def test_the_recipe_must_name_the_fields_of_the_task(data, message):
 def pictures():
     """The recipe of a task without text."""
     from kerasllm.label_task import ClassificationSettings
-    from kerasllm.picture_input import PictureSettings
+    from kerasllm.picture_task import PictureSettings
     from kerasllm.tasks.classify_image import ClassifyImage
 
     found = recipe(

@@ -11,7 +11,7 @@ from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
 from kerasllm.models.settings import VaeSettings
-from kerasllm.picture_input import PictureSettings
+from kerasllm.picture_task import PictureSettings
 from kerasllm.tasks.autoencode import Autoencode, AutoencodingSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 4), dtype=np.uint8)

@@ -19,7 +19,7 @@ from kerasllm.models.settings import (
     ResNetSettings,
     VisionTransformerSettings,
 )
-from kerasllm.picture_input import PictureSettings
+from kerasllm.picture_task import PictureSettings
 from kerasllm.settings import Settings
 from kerasllm.tasks.classify_image import ClassifyImage
 

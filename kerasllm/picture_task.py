@@ -1,16 +1,22 @@
-"""Pictures as a task takes them: of one size, as pixels in its examples, as numbers for its model."""
+"""What the tasks share that take pictures: of one size, as pixels in their examples, as numbers for their models."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from kerasllm.errors import UserError
 from kerasllm.settings import Settings
+from kerasllm.task import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import tensorflow as tf
+
+    from kerasllm.data.vocabulary import Vocabulary
 
 
 class PictureSettings(Settings):
@@ -82,8 +88,70 @@ class PictureInput:
         return (pixels / 255.0 - tf.constant(self.settings.mean)) / tf.constant(self.settings.stddev)
 
 
-def check_batching(recipe: Any) -> None:
-    """Raise `UserError` where a recipe does not say how many pictures make a batch."""
-    if recipe.batching.global_batch_size is None:
-        place = recipe.place("batching", "global_batch_size")
-        raise UserError(f"{place}: is missing; pictures have no tokens to be counted: say how many make a batch")
+class PictureTask(Task):
+    """Reads the content of picture files, in `prepare`, from a person and on a server.
+
+    Attributes:
+        picture: what makes numbers of them.
+
+    Raises:
+        UserError: the recipe does not say how many pictures make a batch.
+    """
+
+    fields = ("image",)
+    optional_fields = ("label", "name")
+    inputs = {"image_bytes": "image"}
+    encodes_as_graph = True
+
+    def __init__(self, recipe: Any, vocabulary: Vocabulary):
+        super().__init__(recipe, vocabulary)
+        if recipe.batching.global_batch_size is None:
+            place = recipe.place("batching", "global_batch_size")
+            raise UserError(f"{place}: is missing; pictures have no tokens to be counted: say how many make a batch")
+        self.picture = PictureInput(recipe.picture)
+
+    @classmethod
+    def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
+        """The size of the pictures, and what else the task reads."""
+        return {**recipe.picture.encoding_settings(), **super().encoding_settings(recipe)}
+
+    def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
+        """Contents of files, string [B] -> `image` and `present`, as `PictureInput.features` gives them."""
+        return self.picture.features(texts["image"])
+
+    def read_input(self, argument: str) -> bytes:
+        """The content of the file that a person names.
+
+        Raises:
+            UserError: it cannot be read, or is no picture.
+        """
+        from kerasllm.data.pictures import read_picture
+
+        return read_picture(Path(argument))
+
+    def odd_inputs(self) -> list[bytes]:
+        """Pictures of all kinds that a file may have."""
+        from kerasllm.data.pictures import odd_pictures
+
+        return odd_pictures()
+
+    def shown_questions(self, texts: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+        """The names of the pictures in place of their contents."""
+        return [list(texts["name"]) if "name" in texts else list(map(str, range(1, len(texts["image"]) + 1)))]
+
+
+def build_picture_model(task: PictureTask, num_outputs: int) -> Any:
+    """The model that a recipe names in its section `model`, for its pictures.
+
+    Raises:
+        UserError: a number does not fit the size of the pictures.
+    """
+    from kerasllm.models import model_class
+
+    settings = task.recipe.model
+    no_numbers = {"name", "pretrained"}
+    numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name not in no_numbers}
+    try:
+        return model_class(settings.name)(*task.picture.shape, num_outputs, **numbers)
+    except ValueError as error:
+        raise UserError(f"{task.recipe.place('model')}: {error}") from error
