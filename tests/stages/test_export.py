@@ -17,11 +17,11 @@ from kerasllm.run_directory import RunDirectory
 from kerasllm.serving import saved_model
 from kerasllm.stages import export as stage
 from kerasllm.stages.predict import predict
-from kerasllm.task import Task
+from kerasllm.task import ODD_TEXTS, Task
 from kerasllm.trained_run import answer_texts, load_run
 from kerasllm.training.checkpoints import Checkpoint, Checkpoints
 
-SAMPLE_TEXTS = stage.sample_texts
+SAMPLE_INPUTS = stage.sample_inputs
 TEXTS = ["5. März 2021", "on the 3rd", "a", "bb a", "", "日本", "bb bb bb bb", "a a", "b"]
 
 
@@ -79,7 +79,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def samples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "sample_texts", lambda run: [(text,) for text in TEXTS])
+        patch.setattr(stage, "sample_inputs", lambda run: [(text,) for text in TEXTS])
         yield
 
 
@@ -216,9 +216,9 @@ def test_next_version(tmp_path):
 
 
 def test_exported_run_answers_as_predict_does(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "sample_texts", SAMPLE_TEXTS)
+    monkeypatch.setattr(stage, "sample_inputs", SAMPLE_INPUTS)
     report = stage.export(trained_run, tmp_path / "dates")
-    assert report["num_verified"] == stage.NUM_SENTENCES + len(stage.ODD_TEXTS)
+    assert report["num_verified"] == stage.NUM_SENTENCES + len(ODD_TEXTS)
     texts = ["Friday, March 5, 2021", "", "1. Mai 1999", "2021年3月5日 星期五", "x" * 200]
     command = [sys.executable, "-I", saved_model.__file__, str(tmp_path / "dates"), "--json", *texts]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
@@ -255,8 +255,8 @@ def test_a_gate_that_is_not_fully_open_answers_and_is_exported_with_its_value(tr
 
 
 def test_samples_are_validation_sentences(trained_run):
-    samples = [text for (text,) in SAMPLE_TEXTS(load_run(trained_run))]
-    assert samples[stage.NUM_SENTENCES :] == list(stage.ODD_TEXTS)
+    samples = [text for (text,) in SAMPLE_INPUTS(load_run(trained_run))]
+    assert samples[stage.NUM_SENTENCES :] == list(ODD_TEXTS)
     assert len(set(samples)) == len(samples)
     assert all(any(character.isdigit() for character in text) for text in samples[: stage.NUM_SENTENCES])
 
@@ -290,7 +290,7 @@ def test_a_classifier_of_pairs_answers_as_before_it_was_exported(tokenizer, tmp_
     for variable in task.build_model().weights:
         variable.assign(generator.normal(size=variable.shape))
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
-    monkeypatch.setattr(stage, "sample_texts", lambda run: pairs)
+    monkeypatch.setattr(stage, "sample_inputs", lambda run: pairs)
     stage.publish(make_run(tmp_path, task), tmp_path / "saved_models" / "pairs" / "1")
     command = [sys.executable, "-I", saved_model.__file__, str(tmp_path / "saved_models" / "pairs"), "--json"]
     done = subprocess.run([*command, *map("\t".join, pairs)], capture_output=True, timeout=120, check=True)
