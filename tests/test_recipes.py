@@ -19,6 +19,7 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.pare
 
 # Two steps of a very small model; keys that a recipe's task does not have are left out.
 TINY = {
+    "ticks": "[]",
     "training.train_epochs": "null",
     "training.train_steps": "2",
     "training.evaluate_every_epochs": "null",

@@ -58,9 +58,9 @@ def perturbable_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return layers
 
 
-def check_float_input(name: str, dtypes: Mapping[str, tf.DType]) -> None:
+def check_movable_input(name: str, dtypes: Mapping[str, tf.DType]) -> None:
     """Raises UserError if a batch whose features have these types has no such input that could be moved."""
-    if name not in dtypes or not dtypes[name].is_floating:
+    if name not in dtypes or not (dtypes[name].is_floating or dtypes[name] == tf.uint8):
         names = ", ".join(f"{feature} ({dtype.name})" for feature, dtype in dtypes.items())
         raise UserError(f"no float input '{name}'; the batch has {names}")
 
@@ -240,7 +240,7 @@ class PgdInput:
 
     Args:
         objective: the one inside; its batch is a dict.
-        input: name of the feature, float [B, ...].
+        input: name of the feature, float [B, ...], or uint8, whose numbers then are moved as floats.
         input_range: its least and greatest value.
         epsilon: greatest change of an element, in the unit of the input.
         step_size: alpha, in the same unit.
@@ -264,8 +264,9 @@ class PgdInput:
     def __call__(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> Losses:
         if not training:
             return self.objective(model, batch, training=False)
-        check_float_input(self.input, {name: tensor.dtype for name, tensor in batch.items()})
-        x, (least, greatest) = batch[self.input], self.input_range
+        check_movable_input(self.input, {name: tensor.dtype for name, tensor in batch.items()})
+        (least, greatest), x = self.input_range, batch[self.input]
+        x = tf.cast(x, tf.float32) if x.dtype == tf.uint8 else x  # pixels
         low, high = tf.maximum(x - self.epsilon, least), tf.minimum(x + self.epsilon, greatest)
         passes = []
         for step in range(self.steps + 1):

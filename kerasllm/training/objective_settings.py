@@ -65,7 +65,7 @@ class PgdInputSettings(AroundSettings):
 
     name: Literal["pgd_input"]
     input: str
-    """Feature of the batch, of type float."""
+    """Feature of the batch, of type float, or of pixels from 0 to 255."""
     input_range: tuple[float, float] = (0.0, 1.0)
     """Least and greatest value that the input can have."""
     epsilon: float = Field(ge=0)

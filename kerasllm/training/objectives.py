@@ -20,7 +20,7 @@ from kerasllm.training.adversarial import (
     Objective,
     Pgd,
     PgdInput,
-    check_float_input,
+    check_movable_input,
     perturbable_layers,
 )
 from kerasllm.training.distillation import Distillation, DistilledTask, Teacher
@@ -202,7 +202,7 @@ def check_objective(
         return
     try:
         if isinstance(settings, PgdInputSettings):
-            check_float_input(settings.input, inputs)
+            check_movable_input(settings.input, inputs)
         elif isinstance(settings, AroundSettings):
             perturbable_layers(model)
         elif settings.hidden_weight and not hasattr(model, "recorded_hidden"):

@@ -367,3 +367,27 @@ def test_two_replicas_equal_one():
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
     first, second = found["starts"]
     assert np.abs(np.subtract(first, second)).max() > 0.01
+
+
+def test_pixels_are_moved_as_floats_in_their_own_range():
+    keras.utils.set_random_seed(5)
+    model = Image()
+    pixels = tf.cast(tf.round(255 * IMAGES["image"]), tf.uint8)
+
+    class PixelTask(ImageTask):
+        def forward(self, model, batch, training):
+            seen.append(batch["image"])
+            return model({"image": tf.cast(batch["image"], tf.float32) / 255}, training=training)
+
+    seen = []
+    batch = {**IMAGES, "image": pixels}
+    objective = PgdInput(Supervised(PixelTask()), "image", (0.0, 255.0), epsilon=8.0, step_size=5.0, steps=2)
+    losses, _ = objective(model, batch, training=True)
+    clean, first, second = (each.numpy() for each in seen)
+    np.testing.assert_array_equal(clean, pixels.numpy())
+    moved = np.abs(first - clean)
+    assert set(np.unique(moved)) <= {0.0, 3.0, 5.0}, "less at the end of the range"
+    assert np.abs(second - clean).max() == 8
+    assert second.min() >= 0
+    assert second.max() <= 255
+    assert (losses.numpy() > Supervised(PixelTask())(model, batch, training=True)[0].numpy()).all()
