@@ -44,6 +44,9 @@ class ClassificationSettings(Settings):
     the cleaning: give it one of its own, such as `none`."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which one of several labels is given."""
+    unlabelled: str | None = None
+    """What stands in the data, of the training split alone, where a record has no label, for one_label: it is learnt
+    from by `training.objective: {name: pseudo_labels}`."""
     names: dict[str, str] = {}
     """What stands in the data -> name of the label, such as `{0: negative, 1: positive}`; several may share a name.
     Without any, what stands in the data is the name."""
@@ -61,6 +64,8 @@ class ClassificationSettings(Settings):
             raise ValueError("names are those of labels, and a number has none; leave them out")
         if self.kind != "one_label" and self.baseline:
             raise ValueError(f"there is a baseline for kind: one_label only, and this is {self.kind}; leave it out")
+        if self.kind != "one_label" and self.unlabelled is not None:
+            raise ValueError(f"unlabelled: is for kind: one_label only, and this is {self.kind}; leave it out")
         for key, name in self.names.items():
             if not name or (self.kind == "several_labels" and self.separator in name):
                 raise ValueError(f"names.{key}: '{name}' cannot be the name of a label; give another one")
@@ -88,12 +93,16 @@ class LabelTask(Task):
                     f"{recipe.place('classification', 'names', key)}: no record of data.train has the label '{key}'; "
                     "leave its name out, or put it right"
                 )
+        objective = innermost(recipe.training.objective).name
+        if (objective == "pseudo_labels") != (self.settings.unlabelled is not None):
+            place = recipe.place("training", "objective")
+            raise UserError(f"{place}: pseudo_labels and classification.unlabelled go together; give both or none")
         if self.settings.kind != "number":
             if len(vocabulary.labels) < 2:
                 only = ", ".join(map(repr, vocabulary.labels))
                 raise UserError(f"data.train: has no other label than {only}; there must be two to choose from")
             return
-        if innermost(recipe.training.objective).name == "r_drop":
+        if objective == "r_drop":
             raise UserError(
                 f"{recipe.place('training', 'objective')}: r_drop compares probabilities, and a number has none; "
                 "use supervised, or another kind in classification.kind"
@@ -118,7 +127,7 @@ class LabelTask(Task):
         """
         settings = recipe.classification
         if settings.kind == "one_label":
-            return [text]
+            return [] if text == settings.unlabelled else [text]
         if settings.kind == "several_labels":
             return [name for part in text.split(settings.separator) if (name := part.strip())]
         try:
@@ -143,10 +152,10 @@ class LabelTask(Task):
         found = record["label"].split(settings.separator) if several else [record["label"]]
         found = [text.strip() for text in found if text.strip()]
         for text in found:
-            if text not in settings.names:
+            if text not in settings.names and text != settings.unlabelled:
                 known = ", ".join(settings.names)
                 raise UserError(f"label '{text}' has no name; add one to classification.names, which has {known}")
-        return {**record, "label": settings.separator.join(settings.names[text] for text in found)}
+        return {**record, "label": settings.separator.join(settings.names.get(text, text) for text in found)}
 
     def encode_labels(self, labels: tf.Tensor) -> dict[str, tf.RaggedTensor]:
         """What stands in the field of the labels, string [B] -> the feature `labels` int32 [B, None], or `number`."""
@@ -213,6 +222,8 @@ class LabelTask(Task):
             chosen = tf.reduce_max(tf.one_hot(labels - 1, tf.shape(logits)[1], dtype=tf.int32), axis=1)  # [B, C]
             return cross_entropy(logits, chosen, label_smoothing)
 
+        if self.settings.unlabelled is not None:
+            weights = weights * tf.cast(batch["labels"] > 0, weights.dtype)
         losses = losses_of(batch["labels"])
         if "share" in batch:
             losses = batch["share"] * losses + (1.0 - batch["share"]) * losses_of(batch["other_labels"])

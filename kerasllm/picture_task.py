@@ -115,6 +115,23 @@ class PictureTask(Task):
         """The size of the pictures, and what else the task reads."""
         return {**recipe.picture.encoding_settings(), **super().encoding_settings(recipe)}
 
+    def built(self, architecture: Any, num_outputs: int) -> Any:
+        """The model that the recipe names in its section `model`, for its pictures.
+
+        Args:
+            architecture: the class of that name.
+            num_outputs: what it gives for a picture.
+
+        Raises:
+            UserError: a number does not fit the size of the pictures.
+        """
+        settings, no_numbers = self.recipe.model, {"name", "pretrained"}
+        numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name not in no_numbers}
+        try:
+            return architecture(*self.picture.shape, num_outputs, **numbers)
+        except ValueError as error:
+            raise UserError(f"{self.recipe.place('model')}: {error}") from error
+
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files, string [B] -> `image` and `present`, as `PictureInput.features` gives them."""
         return self.picture.features(texts["image"])
@@ -138,20 +155,3 @@ class PictureTask(Task):
     def shown_questions(self, texts: Mapping[str, Sequence[Any]]) -> list[list[str]]:
         """The names of the pictures in place of their contents."""
         return [list(texts["name"]) if "name" in texts else list(map(str, range(1, len(texts["image"]) + 1)))]
-
-
-def build_picture_model(task: PictureTask, num_outputs: int) -> Any:
-    """The model that a recipe names in its section `model`, for its pictures.
-
-    Raises:
-        UserError: a number does not fit the size of the pictures.
-    """
-    from kerasllm.models import model_class
-
-    settings = task.recipe.model
-    no_numbers = {"name", "pretrained"}
-    numbers = {name: getattr(settings, name) for name in type(settings).model_fields if name not in no_numbers}
-    try:
-        return model_class(settings.name)(*task.picture.shape, num_outputs, **numbers)
-    except ValueError as error:
-        raise UserError(f"{task.recipe.place('model')}: {error}") from error

@@ -45,7 +45,8 @@ class ConvNet(keras.Model):
         is_dense = [isinstance(each, DenseLayerSettings) for each in layers]
         self.first_dense = is_dense.index(True) if True in is_dense else len(layers)
         self.head = keras.layers.Dense(num_classes, name="head")
-        self(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.built = True  # and not by a call of the model itself, after which it could get no further layer
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> logits [B, C]."""

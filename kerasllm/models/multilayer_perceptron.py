@@ -50,7 +50,8 @@ class MultilayerPerceptron(keras.Model):
         self.dropouts = [Dropout(dropout, name=f"dropout_{index}") for index in range(num_layers)]
         start = "glorot_uniform" if num_layers else "zeros"
         self.output_layer = keras.layers.Dense(num_classes, kernel_initializer=start, name="output")
-        self(tf.zeros([1, height, width, channels]))
+        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.built = True  # and not by a call of the model itself, after which it could get no further layer
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> logits [B, C]."""

@@ -69,7 +69,8 @@ class ResNet(keras.Model):
             self.last_normalization = normalization_of_channels(normalization, name="last_normalization")
         self.dropout = Dropout(dropout, name="dropout")
         self.head = keras.layers.Dense(num_classes, name="head")
-        self(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.built = True  # and not by a call of the model itself, after which it could get no further layer
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> logits [B, C]."""

@@ -51,7 +51,8 @@ class Vae(keras.Model):
             Convolution(each, 3, use_bias=True, name=f"up_{i}") for i, each in enumerate((*filters[-2::-1], filters[0]))
         ]
         self.pixels = Convolution(channels, 3, use_bias=True, name="pixels")
-        self(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
+        self.built = True  # and not by a call of the model itself, after which it could get no further layer
 
     def call(self, pictures: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """pictures: [B, H, W, D] -> what they become, [B, H, W, D], and mean and log variance of z, [B, Z] each."""

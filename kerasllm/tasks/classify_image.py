@@ -22,7 +22,7 @@ from kerasllm.models.settings import (
     PretrainedResNetSettings,
     PretrainedVisionTransformerSettings,
 )
-from kerasllm.picture_task import PictureSettings, PictureTask, build_picture_model
+from kerasllm.picture_task import PictureSettings, PictureTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,9 @@ class ClassifyImage(PictureTask, LabelTask):
 
     def build_model(self) -> keras.Model:
         """The model that the recipe names."""
-        self.model = build_picture_model(self, self.num_outputs)
+        from kerasllm.models import model_class
+
+        self.model = self.built(model_class(self.recipe.model.name), self.num_outputs)
         return self.model
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:

@@ -21,7 +21,7 @@ from kerasllm.models.settings import (
     PretrainedResNetSettings,
     PretrainedVisionTransformerSettings,
 )
-from kerasllm.picture_task import PictureSettings, PictureTask, build_picture_model
+from kerasllm.picture_task import PictureSettings, PictureTask
 from kerasllm.settings import Settings
 from kerasllm.task import innermost
 
@@ -105,7 +105,9 @@ class Contrast(PictureTask):
         """The model that the recipe names, with the layer `projector` before its last one."""
         import keras
 
-        self.model = build_picture_model(self, self.settings.projection_dim)
+        from kerasllm.models import model_class
+
+        self.model = self.built(model_class(self.recipe.model.name), self.settings.projection_dim)
         width = self.model.head.kernel.shape[0]
         self.model.projector = keras.layers.Dense(width, "relu", name="projector")
         self.model.projector.build((None, width))

@@ -33,6 +33,16 @@ class RDropSettings(Settings):
     """Weight of the divergence, as in the paper, which takes 5 for translation and 0.5 to 1 for classification."""
 
 
+class PseudoLabelsSettings(Settings):
+    """Pseudo-labels: examples without a label get the one that the model gives them, where it is sure."""
+
+    name: Literal["pseudo_labels"]
+    threshold: float = Field(default=0.95, gt=0, le=1)
+    """Probability from which the model is sure."""
+    weight: float = Field(default=1.0, ge=0)
+    """Of an example without a label, beside one with a label."""
+
+
 class AroundSettings(Settings):
     """What the objectives on perturbed input share."""
 
@@ -120,6 +130,7 @@ class DistillationSettings(Settings):
 ObjectiveSettings = Annotated[
     SupervisedSettings
     | RDropSettings
+    | PseudoLabelsSettings
     | FgmSettings
     | PgdSettings
     | PgdInputSettings

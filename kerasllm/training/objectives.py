@@ -32,8 +32,10 @@ from kerasllm.training.objective_settings import (
     ObjectiveSettings,
     PgdInputSettings,
     PgdSettings,
+    PseudoLabelsSettings,
     RDropSettings,
 )
+from kerasllm.training.pseudo_labels import PseudoLabels
 
 
 class Task(Protocol):
@@ -171,6 +173,8 @@ def build_objective(
     """
     if isinstance(settings, RDropSettings):
         return RDrop(task, label_smoothing, settings.alpha)
+    if isinstance(settings, PseudoLabelsSettings):
+        return PseudoLabels(task, label_smoothing, settings.threshold, settings.weight)
     if settings.name == "supervised":
         return Supervised(task, label_smoothing)
     arguments = {key: value for key, value in settings if key not in ("name", "around", "teacher")}

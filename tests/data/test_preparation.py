@@ -18,6 +18,7 @@ from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
 from kerasllm.task import Task
+from kerasllm.training.objective_settings import SupervisedSettings
 
 FIELDS = ("source", "target")
 
@@ -253,6 +254,7 @@ def pictures():
         picture=PictureSettings(height=8, width=8, channels=1),
         classification=ClassificationSettings(),
         batching=BatchingSettings(global_batch_size=4),
+        training=SimpleNamespace(objective=SupervisedSettings()),
     )
     found.task, found.task_class = "classify_image", ClassifyImage
     return found
