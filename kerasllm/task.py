@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +163,11 @@ class Task:
             Outputs by name, each with B as its first dimension. The first one is what is shown and measured.
         """
         raise NotImplementedError
+
+    def further_endpoints(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+        """What an exported model can be asked besides `answer`: functions of the same inputs, by the names of their
+        endpoints; by default none."""
+        return {}
 
     def asked_in_evaluation(self) -> Any:
         """What answers a split when it is measured, with `inputs`, `questions` and `answer` as a task has; by default

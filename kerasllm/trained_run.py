@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -133,10 +133,15 @@ def answer_function(task: Task) -> tf.types.experimental.PolymorphicFunction:
 
     The graph of the last task is kept: it takes seconds to trace, and training evaluates many times.
     """
+    return as_graph(task.answer, task.inputs)
+
+
+def as_graph(function: Callable[..., Any], inputs: Iterable[str]) -> tf.types.experimental.PolymorphicFunction:
+    """A function of strings [B], one for each of the inputs, as a graph for any B."""
     import tensorflow as tf
 
-    signature = [tf.TensorSpec([None], tf.string, name=name) for name in task.inputs]
-    return tf.function(task.answer, input_signature=signature, autograph=False)
+    signature = [tf.TensorSpec([None], tf.string, name=name) for name in inputs]
+    return tf.function(function, input_signature=signature, autograph=False)
 
 
 def answer_texts(task: Task, columns: Sequence[Sequence[str | bytes]], description: str) -> list[dict[str, Any]]:

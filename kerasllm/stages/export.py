@@ -25,7 +25,7 @@ from kerasllm.run_directory import atomic_directory, atomic_write_text, sha256_o
 from kerasllm.serving import saved_model
 from kerasllm.serving.warmup import BATCHING, BATCHING_FILE, write_warmup_requests
 from kerasllm.terminal import say
-from kerasllm.trained_run import TrainedRun, answer_function, load_run
+from kerasllm.trained_run import TrainedRun, answer_function, as_graph, load_run
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -76,9 +76,9 @@ def build_endpoints(task: Any) -> dict[str, tf.types.experimental.ConcreteFuncti
         return {"token_ids": token_ids.to_tensor(), "lengths": tf.cast(token_ids.row_lengths(), tf.int32)}
 
     functions = {saved_model.ENDPOINT: answer_function(task)}
+    functions |= {name: as_graph(function, task.inputs) for name, function in task.further_endpoints().items()}
     if task.tokenizer is not None:
-        signature = [tf.TensorSpec([None], tf.string, name="text")]
-        functions["tokenize"] = tf.function(tokenize, input_signature=signature, autograph=False)
+        functions["tokenize"] = as_graph(tokenize, ["text"])
     return {name: function.get_concrete_function() for name, function in functions.items()}
 
 

@@ -25,7 +25,7 @@ from kerasllm.models.settings import (
 from kerasllm.picture_task import PictureSettings, PictureTask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import keras
     import tensorflow as tf
@@ -97,6 +97,12 @@ class ClassifyImage(PictureTask, LabelTask):
             contents: of JPEG or PNG files, string [B].
         """
         return self.answers_of(self.forward(self.model, {"image": self.picture.decode(contents)}, training=False))
+
+    def further_endpoints(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+        """`embed`: contents of files, string [B] -> `vector` float32 [B, F], what the head sees of them."""
+        return {
+            "embed": lambda contents: {"vector": self.model.embed(self.picture.seen(self.picture.decode(contents)))}
+        }
 
     def pictures(
         self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]

@@ -84,11 +84,14 @@ def samples():
 
 
 def make_run(directory, task):
+    import keras
+
     run = RunDirectory(directory / "run")
     (run.checkpoints_path / "chosen").mkdir(parents=True)
     (run.checkpoints_path / "chosen" / "weights.npz").write_bytes(b"weights")
     recipe = SimpleNamespace(dump=lambda: {"task": "echo"})
-    return SimpleNamespace(directory=run, recipe=recipe, task=task, progress={"chosen": "step 7"})
+    model = keras.Sequential([task.embedding])
+    return SimpleNamespace(directory=run, recipe=recipe, task=task, model=model, progress={"chosen": "step 7"})
 
 
 @pytest.fixture(scope="module", params=["subwords", "words", "characters"])

@@ -107,6 +107,15 @@ def test_several_labels_and_a_number():
     assert number.answer(content)["number"].shape == (2,)
 
 
+def test_the_vector_before_the_head_is_an_endpoint():
+    task = build(MultilayerPerceptronSettings(hidden_dim=5))
+    (embed,) = task.further_endpoints().values()
+    vectors = embed(tf.constant([png_of(PIXELS), png_of(PIXELS[::-1])]))["vector"]
+    assert vectors.shape == (2, 5)
+    logits = task.forward(task.model, {"image": np.stack([PIXELS, PIXELS[::-1]]).reshape(2, 4)}, training=False)
+    np.testing.assert_allclose(task.model.output_layer(vectors), logits[:, 0], atol=1e-6)
+
+
 def test_a_batch_of_pictures_is_counted_in_pictures():
     recipe = SimpleNamespace(
         picture=PictureSettings(),
