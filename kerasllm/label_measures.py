@@ -52,6 +52,18 @@ def label_metrics(wanted: np.ndarray, given: np.ndarray, labels: Sequence[str], 
     return {**figures, "per_label": table}
 
 
+def top_k_accuracy(wanted: np.ndarray, probabilities: Sequence[Sequence[float]], k: int) -> float:
+    """How often fewer than k labels are likelier than the right one.
+
+    Args:
+        wanted: int [N, C], 1 at the right label of each record and 0 elsewhere.
+        probabilities: [N, C].
+    """
+    found = np.asarray(probabilities)
+    of_right = (found * wanted).sum(axis=1, keepdims=True)
+    return float(((found > of_right).sum(axis=1) < k).mean())
+
+
 def number_metrics(wanted: Sequence[float], given: Sequence[float]) -> dict[str, float]:
     """`pearson` and `spearman`: how far two lists of numbers, or their ranks, lie on a line; 0 if one is constant."""
     from scipy.stats import rankdata

@@ -32,6 +32,7 @@ LABEL_METRICS = (
     "mcc",
 )
 NUMBER_METRICS = ("pearson", "spearman")
+TOP = 5
 
 
 class ClassificationSettings(Settings):
@@ -55,8 +56,7 @@ class ClassificationSettings(Settings):
     number_scale: float = Field(default=1.0, gt=0)
     """What a number is divided by then, so that it is learnt in this unit; their standard deviation is a good one."""
     baseline: bool = False
-    """Whether `evaluate` also shows what logistic regression makes of the same records, for one_label: on the words of
-    texts, on the pixels of pictures."""
+    """Whether `evaluate` also shows what logistic regression on the words makes of the same texts; for one_label."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> ClassificationSettings:
@@ -266,18 +266,28 @@ class LabelTask(Task):
         Returns:
             For labels `accuracy` (for several: all of them right), `precision_...`, `recall_...` and `f1_...` with
             `macro` (mean over the labels) and `micro` (over all decisions), 0 to 1, where nothing is to be divided by
-            0; `mcc`, Matthews' correlation, -1 to 1 (for several over all decisions); and the table `per_label`.
+            0; `mcc`, Matthews' correlation, -1 to 1 (for several over all decisions); and the table `per_label`. Where
+            one of more than 5 labels is right, also `top_5_accuracy`: how often it is among the 5 likeliest.
             For numbers `pearson` and `spearman`, -1 to 1, and 0 where the answers are all the same.
         """
         if self.settings.kind == "number":
             from kerasllm.label_measures import number_metrics
 
             return number_metrics([float(text) for text in references], [answer["number"] for answer in answers])
+        from kerasllm.label_measures import top_k_accuracy
+
+        figures = self.figures_of([answer["label"] for answer in answers], references)
+        if self.settings.kind == "one_label" and len(self.vocabulary.labels) > TOP:
+            probabilities = [answer["probabilities"] for answer in answers]
+            figures[f"top_{TOP}_accuracy"] = top_k_accuracy(self.indicators(references), probabilities, TOP)
+        return figures
+
+    def figures_of(self, given: list[str], references: list[str]) -> dict[str, Any]:
+        """What of `metrics` follows from the labels alone."""
         from kerasllm.label_measures import label_metrics
 
-        given = self.indicators([answer["label"] for answer in answers])
-        wanted = self.indicators(references)
-        return label_metrics(wanted, given, self.vocabulary.labels, self.settings.kind == "one_label")
+        wanted, is_one = self.indicators(references), self.settings.kind == "one_label"
+        return label_metrics(wanted, self.indicators(given), self.vocabulary.labels, is_one)
 
     def indicators(self, texts: list[str]) -> np.ndarray:
         """Whether each label stands in each text: int [N, C], as NumPy array."""

@@ -70,8 +70,8 @@ def test_from_an_archive_to_an_answer(folder, tmp_path, run_commands):
         archive.add(folder, "light")
     commands = [
         ["new", "light.tar.gz"],
-        ["preview", "light.tar.yaml"],
-        ["train", "light.tar.yaml", "--run-dir", "run", "--set", "training.train_epochs=8"],
+        ["preview", "light.yaml"],
+        ["train", "light.yaml", "--run-dir", "run", "--set", "training.train_epochs=8"],
         ["evaluate", "run", "--json"],
         ["predict", "run", "light/bright/3.png", "light/dark/3.png", "--json"],
         ["why", "run", "light/dark/3.png"],

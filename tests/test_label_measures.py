@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kerasllm.errors import UserError
-from kerasllm.label_measures import draw_confusion, label_by_words, label_metrics, number_metrics
+from kerasllm.label_measures import draw_confusion, label_by_words, label_metrics, number_metrics, top_k_accuracy
 
 
 def one_hot(*classes):
@@ -65,3 +65,9 @@ def test_the_baseline_goes_by_words_and_chinese_characters():
     assert label_by_words(texts, labels, ["Good!", "bad, bad", "真好", "不"]) == [*"pnpn"]
     with pytest.raises(UserError, match=r"classification\.baseline: no text holds a word"):
         label_by_words(["...", "!"], ["p", "n"], ["x"])
+
+
+def test_the_right_label_is_among_the_likeliest():
+    wanted = np.eye(4, dtype=int)[[0, 1, 2]]
+    probabilities = [[0.4, 0.3, 0.2, 0.1], [0.4, 0.2, 0.3, 0.1], [0.3, 0.3, 0.1, 0.3]]
+    assert [top_k_accuracy(wanted, probabilities, k) for k in (1, 2, 3, 4)] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1])

@@ -44,10 +44,10 @@ np.testing.assert_array_equal(other.embed(pictures), trained.embed(pictures))
 assert other(pictures).shape == (3, 2)
 
 for override, message in [
-    ("model.filters=[32]", "model.filters: is (32,), and the run has (16,); leave it out"),
+    ("model.order=pre", "model.order: is pre, and what it begins with has post; leave it out"),
     ("model.name=conv_net", "has trained a resnet, and the recipe has a conv_net"),
     ("model.pretrained=nowhere", "model.pretrained: nowhere"),
-    ("picture.height=16", "picture.height: is 16, and the run has 8; leave it out"),
+    ("picture.height=16", "picture.height: is 16, and what it begins with has 8; leave it out"),
 ]:
     try:
         begun(override)

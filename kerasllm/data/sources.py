@@ -94,8 +94,13 @@ def _read_tfds(data: TfdsSettings, split: str, data_dir: Path | None) -> Iterato
     import tensorflow_datasets as tfds
 
     builder = _tfds_builder(data, data_dir)
+    features = {field: _feature_of(builder.info.features, column) for field, column in data.columns.items()}
+    decoders = None
+    if isinstance(features.get(PICTURE), tfds.features.Image):
+        decoders = _at(data.columns[PICTURE], tfds.decode.SkipDecoding())  # the files as they are
     try:
-        examples = tfds.as_numpy(builder.as_dataset(split=getattr(data, split), shuffle_files=False))
+        dataset = builder.as_dataset(split=getattr(data, split), shuffle_files=False, decoders=decoders)
+        examples = tfds.as_numpy(dataset)
     except ValueError as error:
         raise UserError(f"data.{split}: {str(error).splitlines()[0]}") from error
     for number, example in enumerate(examples):
@@ -106,8 +111,26 @@ def _read_tfds(data: TfdsSettings, split: str, data_dir: Path | None) -> Iterato
                 check_columns(Path(data.name), value if isinstance(value, dict) else [], {field: name})
                 value = value[name]
             place = f"{data.name}: record {number}: feature '{column}'"
+            if isinstance(features[field], tfds.features.ClassLabel) and value >= 0:  # where it has none, it is -1
+                value = features[field].int2str(value)
             record[field] = _picture_of(value) if field == PICTURE else _text_of(value, place)
         yield record
+
+
+def _feature_of(features: Any, column: str) -> Any:
+    """What TFDS knows of a column, whose name may have several parts; None where there is none."""
+    import tensorflow_datasets as tfds
+
+    for name in column.split("/"):
+        features = features[name] if isinstance(features, tfds.features.FeaturesDict) and name in features else None
+    return features
+
+
+def _at(column: str, value: Any) -> dict[str, Any]:
+    """A value in as many dicts as the name of a column has parts."""
+    for name in reversed(column.split("/")):
+        value = {name: value}
+    return value
 
 
 def _text_of(value: Any, place: str) -> str:
@@ -116,10 +139,12 @@ def _text_of(value: Any, place: str) -> str:
     return as_text(value.decode("utf-8") if isinstance(value, bytes) else value, place)
 
 
-def _picture_of(pixels: np.ndarray) -> bytes:
+def _picture_of(found: bytes | np.ndarray) -> bytes:
     from kerasllm.data.pictures import png_of
 
-    return png_of(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if isinstance(found, bytes):
+        return found
+    return png_of(found[:, :, 0] if found.shape[2] == 1 else found)
 
 
 def _tfds_fingerprint(data: TfdsSettings, data_dir: Path | None) -> dict[str, str]:

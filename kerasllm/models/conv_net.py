@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasllm.layers.activation import activation as activation_of
 from kerasllm.layers.convolution import Convolution, NormalizedConvolution
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.normalization import normalization_of_channels
@@ -74,28 +75,36 @@ class ConvNet(keras.Model):
 
 
 class ActivatedConvolution(keras.layers.Layer):
-    """Convolution, normalization if there is one, and relu: [B, H, W, D] -> [B, H / s, W / s, C]."""
+    """Convolution, the greatest of each square if asked for, normalization if there is one, and activation:
+    [B, H, W, D] -> [B, H', W', C]."""
 
     def __init__(self, settings: ConvolutionLayerSettings, **kwargs):
         super().__init__(**kwargs)
+        self.activation = activation_of(settings.activation)
         plain = settings.normalization == "none"
         convolution = Convolution(
             settings.filters, settings.kernel_size, settings.strides, use_bias=plain, name="convolution"
         )
-        self.normalized = (
-            None
-            if plain
-            else NormalizedConvolution(
-                convolution, normalization_of_channels(settings.normalization, name="normalization"), name="normalized"
-            )
-        )
-        self.convolution = convolution if plain else None
+        parts: list[keras.layers.Layer] = [convolution]
+        if not plain:
+            parts.append(normalization_of_channels(settings.normalization, name="normalization"))
+        if settings.pool > 1:  # between the two, so that they cannot be folded
+            parts.insert(1, Pool(settings.pool))
+        elif not plain:
+            parts = [NormalizedConvolution(*parts, name="normalized")]
+        self.parts = parts
 
     def build(self, input_shape):
-        (self.convolution or self.normalized).build(input_shape)
+        *before, last = self.parts
+        for part in before:
+            part.build(input_shape)
+            input_shape = part.compute_output_shape(input_shape)
+        last.build(input_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return tf.nn.relu(self.normalized(x, training=training) if self.normalized else self.convolution(x))
+        for part in self.parts:
+            x = part(x, training=training)
+        return self.activation(x)
 
 
 class Pool(keras.layers.Layer):
@@ -107,6 +116,10 @@ class Pool(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         return tf.nn.max_pool2d(x, self.size, self.size, "SAME")
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return batch, -(-height // self.size), -(-width // self.size), channels
 
 
 class ActivatedDense(keras.layers.Dense):

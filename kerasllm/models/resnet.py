@@ -109,7 +109,8 @@ class Stem(keras.layers.Layer):
         self.activates = not pre_activation
         self.convolution: keras.layers.Layer = convolution
         if self.activates:
-            self.convolution = NormalizedConvolution(convolution, normalization_of_channels(normalization))
+            normalize = normalization_of_channels(normalization, name="normalization")
+            self.convolution = NormalizedConvolution(convolution, normalize, name="normalized")
 
     def build(self, input_shape):
         self.convolution.build(input_shape)
@@ -154,7 +155,8 @@ class ResidualBlock(keras.layers.Layer):
         if is_plain:
             return Convolution(filters, size, strides, name=name)
         convolution = Convolution(filters, size, strides, name="convolution")
-        return NormalizedConvolution(convolution, normalization_of_channels(self.normalization), name=name)
+        normalize = normalization_of_channels(self.normalization, name="normalization")
+        return NormalizedConvolution(convolution, normalize, name=name)
 
     def build(self, input_shape):
         if self.normalize is not None:

@@ -69,12 +69,15 @@ class MultilayerPerceptronSettings(Settings):
 
 
 class ConvolutionLayerSettings(Settings):
-    """Convolution, normalization and relu."""
+    """Convolution, normalization and activation."""
 
     name: Literal["convolution"] = "convolution"
     filters: int = Field(default=32, ge=1)
     kernel_size: Literal[1, 3, 5, 7] = 3
     strides: int = Field(default=1, ge=1)
+    pool: int = Field(default=1, ge=1)
+    """Only the greatest of each square of this side is normalized, which is less work than a layer `pool` behind it."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
     normalization: Literal["batch", "synchronized_batch", "group", "none"] = "batch"
 
 
@@ -181,12 +184,13 @@ class VisionTransformerSettings(Settings):
 
 
 class FromRunSettings(Settings):
-    """What a model of pictures has that may begin with the weights of a run."""
+    """What a model of pictures has that may begin with trained weights."""
 
     pretrained: str | None = None
     """A run of our own that is at its end, with a model of the same name, relative to the data directory and, where
-    nothing is there, to the working directory. Its numbers and its section `picture` are taken; the head is taken over
-    where the labels are the same. null begins at random."""
+    nothing is there, to the working directory; for a ResNet also a preset of keras-hub, such as
+    `preset:resnet_18_imagenet`. The numbers and the section `picture` are taken; the head of a run is taken over where
+    the labels are the same. null begins at random."""
 
 
 class PretrainedConvNetSettings(ConvNetSettings, FromRunSettings):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings, LabelTask
 from kerasllm.models.settings import (
     MultilayerPerceptronSettings,
@@ -58,6 +59,9 @@ class ClassifyImage(PictureTask, LabelTask):
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
+        if self.settings.baseline:
+            place = recipe.place("classification", "baseline")
+            raise UserError(f"{place}: counts words, and a picture has none; leave it out")
         self.mixes_labels = self.settings.kind != "number"
         self.augmented_inputs = {"image": self.picture.shape}
 

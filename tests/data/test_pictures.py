@@ -22,6 +22,7 @@ from kerasllm.data.pictures import (
     read_pictures,
     readable,
 )
+from kerasllm.data.sources import read_records
 from kerasllm.errors import UserError
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -186,3 +187,46 @@ def test_odd_pictures_are_read_as_they_are():
     pictures = odd_pictures()
     assert [readable(content) for content in pictures] == pictures
     assert len({Image.open(io.BytesIO(content)).mode for content in pictures}) >= 6
+
+
+def test_pictures_of_tfds_come_as_the_files_that_they_are(tmp_path):
+    """A dataset as TFDS writes it, made here without a network: one column of files, one of pixels."""
+    import tensorflow_datasets as tfds
+
+    from kerasllm.data.source_settings import TfdsSettings
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+
+    class TinyPictures(tfds.core.GeneratorBasedBuilder):
+        """Pictures as JPEG, and as numbers."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "seen": {"photo": tfds.features.Image(encoding_format="jpeg")},
+                "grey": tfds.features.Tensor(shape=(4, 6, 1), dtype=np.uint8),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for n, picture in enumerate(pixels):
+                yield n, {"seen": {"photo": picture}, "grey": picture[:, :, :1], "label": n % 2}
+
+    TinyPictures(data_dir=tmp_path).download_and_prepare()
+
+    def read_column(column):
+        columns = {"image": column, "label": "label"}
+        settings = TfdsSettings(source="tfds", name="tiny_pictures", train="train", columns=columns)
+        records = list(read_records(settings, "train", tmp_path))
+        assert sorted(record["label"] for record in records) == ["cat", "cat", "dog"]
+        return [record["image"] for record in records]
+
+    photos = read_column("seen/photo")
+    assert [content[:2] for content in photos] == [b"\xff\xd8"] * 3, "not the JPEG that was stored"
+    found = sorted(np.array(Image.open(io.BytesIO(content))).tolist() for content in read_column("grey"))
+    assert found == sorted(pixels[..., 0].tolist())

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from kerasllm.layers.convolution import fold_normalizations
 from kerasllm.models.conv_net import ConvNet
 from kerasllm.models.settings import (
     ConvNetSettings,
@@ -27,6 +28,20 @@ def test_layers_follow_each_other():
     seen = seen.reshape(2, 2, 2, 2, 2, 3).max(axis=(2, 4)).mean(axis=(1, 2))
     seen = np.maximum(seen @ dense + dense_bias, 0)
     np.testing.assert_allclose(model(PICTURES), seen @ head + head_bias, atol=1e-5)
+
+
+def test_what_is_pooled_is_normalized_afterwards():
+    """By the statistics of what is left, with another activation than the default."""
+    layer = ConvolutionLayerSettings(filters=16, kernel_size=1, pool=2, activation="silu")
+    model = ConvNet(4, 4, 1, 2, [layer])
+    kernel = model.get_weights()[0]
+    seen = (PICTURES * kernel[0, 0]).reshape(2, 2, 2, 2, 2, 16).max(axis=(2, 4))  # [2, 2, 2, 16]
+    normal = (seen - seen.mean(axis=(0, 1, 2))) / np.sqrt(seen.var(axis=(0, 1, 2)) + 1e-5)
+    expected = normal / (1 + np.exp(-normal))
+    np.testing.assert_allclose(model.features(PICTURES, training=True), expected, atol=1e-4)
+    before = model(PICTURES).numpy()
+    fold_normalizations(model)
+    np.testing.assert_array_equal(model(PICTURES), before)
 
 
 def test_without_a_dense_layer_the_places_are_averaged():

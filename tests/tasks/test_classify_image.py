@@ -27,11 +27,11 @@ LABELS = ("cat", "dog", "owl")
 PIXELS = np.uint8([[0, 51], [255, 102]])
 
 
-def build(model, kind="one_label", labels=LABELS, **picture):
+def build(model, kind="one_label", labels=LABELS, baseline=False, **picture):
     recipe = SimpleNamespace(
         model=model,
         picture=PictureSettings(**{"height": 2, "width": 2, "channels": 1, **picture}),
-        classification=ClassificationSettings(kind=kind),
+        classification=ClassificationSettings(kind=kind, baseline=baseline),
         batching=BatchingSettings(global_batch_size=2),
         training=SimpleNamespace(objective=SimpleNamespace(name="supervised")),
         place=lambda *keys: ".".join(keys),
@@ -126,6 +126,18 @@ def test_a_batch_of_pictures_is_counted_in_pictures():
     )
     with pytest.raises(UserError, match=r"^batching.global_batch_size: is missing; pictures have no tokens"):
         ClassifyImage(recipe, Vocabulary(None, LABELS))
+
+
+def test_words_are_not_counted_in_pictures():
+    with pytest.raises(UserError, match=r"^classification.baseline: counts words, and a picture has none"):
+        build(MultilayerPerceptronSettings(), baseline=True)
+
+
+def test_the_likeliest_five_are_measured_where_there_are_more():
+    task = build(MultilayerPerceptronSettings(), labels=tuple("abcdef"))
+    shares = [0.3, 0.2, 0.2, 0.15, 0.1, 0.05]
+    metrics = task.metrics([{"label": "a", "probabilities": shares}] * 2, ["e", "f"])
+    assert (metrics["accuracy"], metrics["top_5_accuracy"]) == (0, 0.5)
 
 
 @pytest.mark.parametrize(
