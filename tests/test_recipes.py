@@ -26,6 +26,7 @@ TINY = {
     "training.evaluate_every_steps": "null",
     "training.schedule.warmup_steps": "1",
     "training.average_checkpoints": "1",
+    "cleaning.max_records_per_label": "100",
     "model.num_layers": "1",
     "model.num_heads": "2",
     "model.hidden_dim": "16",
