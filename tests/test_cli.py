@@ -98,7 +98,7 @@ def test_every_command_has_help_with_an_example(run, command):
 
 def test_commands_are_listed_in_the_order_of_use(run):
     _, out, _ = run()
-    names = ["recipes", "new", "prepare", "train", "compare", "evaluate", "predict", "export"]
+    names = ["recipes", "new", "prepare", "preview", "train", "compare", "evaluate", "predict", "why", "export"]
     assert [line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:]] == names
 
 

@@ -204,6 +204,10 @@ class Pairs:
         """The texts of a split by field -> those of each pair, and the numbers that they are measured against."""
         return [list(texts[field]) for field in self.inputs.values()], list(texts[self.task.reference])
 
+    def shown_questions(self, texts: Mapping[str, Sequence[str]]) -> list[list[str]]:
+        """Both texts of each pair."""
+        return self.questions(texts)[0]
+
     def answer(self, texts: tf.Tensor, other_texts: tf.Tensor) -> dict[str, tf.Tensor]:
         """string [B] twice -> `similarity` float32 [B], the cosine of their vectors, -1 to 1."""
         return {"similarity": cosine(*(self.task.answer(each)["vector"] for each in (texts, other_texts)))}

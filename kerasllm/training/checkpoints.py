@@ -78,6 +78,12 @@ class Checkpoint:
         return _read_json(self.path / "progress.json")
 
     @property
+    def rank(self) -> tuple[float, float]:
+        """What checkpoints with a `score` are sorted by, the best first: its negative, and the loss."""
+        progress = self.progress
+        return -progress["score"], progress["validation"]["loss"]
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """`files` with their checksums, and what it was `saved_with`; empty if damaged."""
         return _read_json(self.path / MANIFEST)
@@ -189,9 +195,10 @@ class Checkpoints:
         return Checkpoint(self.directory / name)
 
     def best(self) -> list[Checkpoint]:
-        """Those with the best scores, best first, at most `keep_best`; of equal ones the earlier."""
+        """Those with the best scores, best first, at most `keep_best`; of equal ones that of the smaller loss, or else
+        the earlier: where few examples are measured, all may soon be right."""
         scored = [checkpoint for checkpoint in self.saved() if checkpoint.progress.get("score") is not None]
-        return sorted(scored, key=lambda checkpoint: -checkpoint.progress["score"])[: self.keep_best]
+        return sorted(scored, key=lambda checkpoint: checkpoint.rank)[: self.keep_best]
 
     def choose(self, weights: Arrays, progress: dict[str, Any]) -> None:
         """Makes these the weights that `evaluate`, `predict` and `export` use."""

@@ -95,7 +95,7 @@ def test_a_batch_too_large_for_memory_is_taken_in_more_micro_batches(recipe, tmp
     [
         (
             "augmentation: [{name: shift, pixels: 1}]",
-            "augmentation[0]: shift: changes image, and what this task lets be",
+            "augmentation[0]: shift: changes pictures, and what this task lets be",
         ),
         ("ticks: [{at_step: 1, augmentation: false}]", "ticks[0].augmentation: the recipe has no list `augmentation`"),
         (

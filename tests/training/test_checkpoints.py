@@ -14,8 +14,9 @@ def model():
     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")])
 
 
-def save(checkpoints, step, value=0.0, score=None):
-    checkpoints.save(step, {"w": np.full(2, value, "float32")}, {"m": np.zeros(2)}, {"score": score})
+def save(checkpoints, step, value=0.0, score=None, loss=1.0):
+    progress = {"score": score, "validation": {"loss": loss}}
+    checkpoints.save(step, {"w": np.full(2, value, "float32")}, {"m": np.zeros(2)}, progress)
 
 
 def test_variables_come_back_to_the_bit(model, tmp_path):
@@ -40,6 +41,13 @@ def test_last_and_best_are_kept(tmp_path):
     assert not (tmp_path / "checkpoints" / "step_00000001" / "state.npz").exists()
     assert checkpoints.best()[0].is_whole()
     assert checkpoints.latest().progress["step"] == 6
+
+
+def test_of_equal_scores_the_smaller_loss_counts_and_then_the_earlier_step(tmp_path):
+    checkpoints = Checkpoints(RunDirectory(tmp_path), keep_best=3)
+    for step, (score, loss) in enumerate([(1.0, 0.3), (1.0, 0.1), (0.9, 0.0), (1.0, 0.1), (1.0, 0.2)]):
+        save(checkpoints, step, score=score, loss=loss)
+    assert [c.progress["step"] for c in checkpoints.best()] == [1, 3, 4]
 
 
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, capsys):
@@ -107,7 +115,7 @@ def test_load_weights_prefers_the_chosen_then_the_best(model, tmp_path):
         load_weights(model, run)
     weights = read_variables(model.weights)
     for step, score in ((1, 0.5), (2, 0.1)):
-        checkpoints.save(step, weights, {}, {"score": score})
+        checkpoints.save(step, weights, {}, {"score": score, "validation": {"loss": 1.0}})
     assert load_weights(model, run)["step"] == 1
     checkpoints.choose(weights, {"chosen": "the mean"})
     assert load_weights(model, run) == {"chosen": "the mean"}
@@ -130,7 +138,7 @@ def test_what_was_saved_with_another_recipe_tokenizer_or_data_is_refused(model, 
     (run.tokenizer_path / "tokenizer.json").write_text("{}")
     run.write_manifest(prepared="0123456789abcdef" * 4)
     weights = read_variables(model.weights)
-    Checkpoints(run).save(1, weights, {}, {"score": 0.5})
+    Checkpoints(run).save(1, weights, {}, {"score": 0.5, "validation": {"loss": 1.0}})
     assert Checkpoints(run).latest().progress["step"] == 1
     change(run, what)
     digits = "[0-9a-f]{12}"
