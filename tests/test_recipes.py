@@ -27,6 +27,8 @@ TINY = {
     "training.schedule.warmup_steps": "1",
     "training.average_checkpoints": "1",
     "cleaning.max_records_per_label": "100",
+    "picture.height": "16",
+    "picture.width": "16",
     "model.num_layers": "1",
     "model.num_heads": "2",
     "model.hidden_dim": "16",
@@ -43,6 +45,10 @@ def tiny_overrides(file: Path) -> list[str]:
     recipe = load_recipe(file)
     known = recipe.dump()
     chosen = [f"{key}={value}" for key, value in TINY.items() if has_key(known, key)]
+    if blocks := known["model"].get("blocks"):
+        chosen.append(f"model.blocks={[1] * len(blocks)}")
+    if known["batching"]["global_batch_size"]:
+        chosen.append("batching.global_batch_size=16")
     pretrained = known["model"].get("pretrained")
     if pretrained and not pretrained.startswith("runs/"):  # a run is trained before, at tiny size as well
         chosen.append("model.pretrained=null")
