@@ -28,7 +28,7 @@ def png_of(figure: Figure) -> bytes:
 
 
 class LossSum:
-    """The loss over a whole split, summed over its tokens, without label smoothing.
+    """The loss over a whole split, summed over its tokens or what else is counted, without label smoothing.
 
     Args:
         task: whose `forward` and `loss` it is.
@@ -59,15 +59,15 @@ class LossSum:
         self.others: dict[str, float] = {}
 
     def __call__(self) -> tuple[float, float]:
-        """The sum in nats, and the number of tokens."""
-        loss, tokens, others = 0.0, 0.0, Counter()
+        """The sum in nats, and the weight that it has."""
+        loss, weight, others = 0.0, 0.0, Counter()
         for rows in self.stream.batches(epoch=0):
             for batch in self.stream.parts(rows):
-                batch_loss, batch_tokens, figures = self._sums(batch)
-                loss, tokens = loss + float(batch_loss), tokens + float(batch_tokens)
+                batch_loss, batch_weight, figures = self._sums(batch)
+                loss, weight = loss + float(batch_loss), weight + float(batch_weight)
                 others.update({name: float(value) for name, value in figures.items()})
         self.others = dict(others)
-        return loss, tokens
+        return loss, weight
 
 
 class Evaluator:
@@ -110,9 +110,9 @@ class Evaluator:
             others = [(name, value) for name, value in others if name not in self.task.unvaried_outputs]
             row = dict(zip(self.fields, inputs, strict=True))
             rows.append({**row, **reference, "prediction": prediction, **dict(others)})
-        loss, tokens = self.loss_sum()
+        loss, weight = self.loss_sum()
         metrics = {**self.task.metrics(answers, self.references), **self.task.metrics_of_sums(self.loss_sum.others)}
-        loss /= tokens
+        loss /= weight
         if "perplexity" in self.task.metric_names and "perplexity" not in metrics:  # a run that diverges goes on
             metrics["perplexity"] = math.exp(loss) if loss < MAX_EXPONENT else math.inf
-        return {**metrics, "loss": loss, "tokens": int(tokens)}, rows
+        return {**metrics, "loss": loss, self.task.counted: int(weight)}, rows

@@ -79,6 +79,7 @@ class LabelTask(Task):
         UserError: there are too few labels, or the objective does not fit what is learnt.
     """
 
+    counted = "records"
     reference = "label"
     label_field = "label"
     unvaried_outputs = ("labels",)

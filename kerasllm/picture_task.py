@@ -98,6 +98,7 @@ class PictureTask(Task):
         UserError: the recipe does not say how many pictures make a batch.
     """
 
+    counted = "records"
     fields = ("image",)
     optional_fields = ("label", "name")
     inputs = {"image_bytes": "image"}

@@ -55,6 +55,8 @@ class Task:
     """Whether an example may have the labels of two, each counting for a share."""
     metric_names: tuple[str, ...]
     """What `metrics` gives. The loss is measured for every task, and where it is named here the perplexity."""
+    counted: str = "tokens"
+    """What the weights of `loss` count, and speed and evaluations are said in."""
     sections: dict[str, Any]
     """What a recipe says of the task: name of a section -> its settings, or a union of such, the default first."""
 

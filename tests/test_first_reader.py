@@ -130,6 +130,6 @@ def test_all_stages(write, tmp_path, run_python):
     assert (rows[0]["prediction"], rows[0]["start"], rows[0]["end"]) == ("Ada", 30, 33)
     assert (rows[2]["prediction"], rows[2]["start"], rows[2]["end"]) == ("", 0, 0)
     assert measured["exact_match"] > 0.9
-    assert measured["sentences"] == 48
+    assert measured["records"] == 48
     assert exported["num_verified"] > 12
     assert theirs["architecture"] == "BertForQuestionAnswering"

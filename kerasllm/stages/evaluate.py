@@ -91,10 +91,10 @@ def evaluate(
         overrides: `section.key=value`, such as `generation.beam_size=1`.
 
     Returns:
-        The metrics of the task; those of its `baseline`, if the recipe asks for it; `loss` (nats per token, without
-        label smoothing), `perplexity` and the number of `tokens`, over the examples that are not too long for training;
-        how many `sentences` were answered, the `seconds` that this took, `sentences_per_second`, where the
-        `predictions` lie, and the files of the `pictures` that the task draws, if any.
+        The metrics of the task; those of its `baseline`, if the recipe asks for it; `loss` (nats, without label
+        smoothing) and `perplexity` of each token or what else the task counts, and how many there were in the examples
+        that are not too long for training; how many `records` were answered, the `seconds` that this took,
+        `records_per_second`, where the `predictions` lie, and the files of the `pictures` that the task draws, if any.
 
     Raises:
         UserError: no such run or split, or data that the run was not trained on.
@@ -114,9 +114,9 @@ def evaluate(
     report = {
         "split": split,
         **metrics,
-        "sentences": len(rows),
+        "records": len(rows),
         "seconds": round(seconds, 2),
-        "sentences_per_second": round(len(rows) / seconds, 1),
+        "records_per_second": round(len(rows) / seconds, 1),
         "predictions": str(path),
     }
     if pictures := write_pictures(evaluator, split, path.parent):

@@ -326,7 +326,7 @@ def fit(run: Run, state: dict[str, Any]) -> float:
         saving = Saving(checkpoints, evaluation, carried, writer, every, before, is_alone(strategy))
         remaining = run.plan.total_steps - state["step"]
         if remaining and not evaluation.has_stalled:
-            step_log = StepLog(bar, writer, getattr(run.task, "step_figures", dict))
+            step_log = StepLog(bar, writer, run.task.counted, getattr(run.task, "step_figures", dict))
             callbacks = [step_log, failures, evaluation, ticking, saving]
             try:
                 run.trainer.fit(dataset, steps_per_epoch=remaining, shuffle=False, verbose=0, callbacks=callbacks)

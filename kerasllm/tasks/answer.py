@@ -52,6 +52,7 @@ class Answer(Task):
         UserError: the tokenizer does not say where tokens stand, or there are too few positions.
     """
 
+    counted = "places"
     fields = ("question", "context", "answers")
     inputs = {"question": "question", "context": "context"}
     reference = "answers"

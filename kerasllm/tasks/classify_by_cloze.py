@@ -77,6 +77,7 @@ class ClassifyByCloze(Task):
             few positions for the pattern.
     """
 
+    counted = "records"
     fields = ("text", "label")
     optional_fields = ("other_text",)
     inputs = {"text": "text"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Descend(Task):
     """Trains a `Surface`."""
 
+    counted = "records"
     fields = ("slope_x", "slope_y")
     inputs = {"text": "slope_x"}
     reference = "slope_y"

@@ -59,6 +59,7 @@ class Embed(Task):
         UserError: there are too few positions, or the objective compares probabilities.
     """
 
+    counted = "records"
     fields = ("text", "other_text", "label")
     inputs = {"text": "text"}
     reference = "label"

@@ -74,6 +74,7 @@ class Tag(Task):
         UserError: there is no entity to learn, there are too few positions, or the training does not fit the decoder.
     """
 
+    counted = "words"
     fields = ("words", "tags")
     inputs = {"text": "words"}
     reference = "tags"

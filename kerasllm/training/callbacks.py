@@ -34,7 +34,7 @@ class StepCallback(keras.callbacks.Callback):
 
 
 class Speed:
-    """Tokens per second of the steps alone: what evaluations and saves take is not counted.
+    """What is counted, per second of the steps alone: what evaluations and saves take is left out.
 
     Attributes:
         seconds: of the last step.
@@ -47,10 +47,10 @@ class Speed:
         """A step begins."""
         self._began = time.perf_counter()
 
-    def end(self, tokens: float) -> float:
-        """A step of so many tokens has ended; returns the running mean in tokens per second."""
+    def end(self, count: float) -> float:
+        """A step of so many tokens or records has ended; returns the running mean of them per second."""
         self.seconds = time.perf_counter() - self._began
-        now = tokens / max(self.seconds, 1e-9)
+        now = count / max(self.seconds, 1e-9)
         self.value = now if not self.value else self.decay * self.value + (1 - self.decay) * now
         return self.value
 
@@ -61,6 +61,7 @@ class StepLog(StepCallback):
     Args:
         bar: of all steps of the run.
         writer: TensorBoard's.
+        counted: what the weights of the loss count, such as `tokens`.
         more_figures: gives, after a step, what the task adds to the figures of every step.
     """
 
@@ -68,23 +69,25 @@ class StepLog(StepCallback):
         self,
         bar: ProgressLine,
         writer: tf.summary.SummaryWriter,
+        counted: str,
         more_figures: Callable[[], dict[str, float]] = dict,
     ):
         super().__init__()
         self.bar, self.writer, self.more_figures = bar, writer, more_figures
+        self.speed_name = f"{counted}_per_second"
         self.speed, self.input_wait = Speed(), InputWait()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self.speed.begin()
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
-        tokens_per_second = self.speed.end(logs["tokens"])
+        speed = self.speed.end(logs["weight"])
         input_wait_share = self.input_wait.add(self.model.input_wait_seconds, self.speed.seconds)
         self.bar.advance()
-        self.bar.update(loss=f"{logs['loss']:.3f}", tokens_per_second=f"{tokens_per_second:,.0f}")
+        self.bar.update(**{"loss": f"{logs['loss']:.3f}", self.speed_name: f"{speed:,.0f}"})
         names = ("loss", "learning_rate", "gradient_norm", "padding_share", "loss_scale")
         figures = {name: logs[name] for name in names if name in logs}
-        figures |= {"tokens_per_second": tokens_per_second, "input_wait_share": input_wait_share}
+        figures |= {self.speed_name: speed, "input_wait_share": input_wait_share}
         figures |= self.more_figures()
         values = [Summary.Value(tag=f"train/{name}", simple_value=value) for name, value in figures.items()]
         with self.writer.as_default(step):  # at once: an operation for each of them costs a short step some percent

@@ -173,7 +173,7 @@ class Trainer(keras.Model):
             batches: this replica's part of the global batch, as micro-batches.
 
         Returns:
-            Figures of the global batch: `loss` (mean over its weights), `tokens` (sum of its weights),
+            Figures of the global batch: `loss` (mean over its weights), `weight` (their sum),
             `padding_share` (of its positions), `gradient_norm` (before clipping), `learning_rate`, `stop_requests` (of
             all replicas, see `request_stop`), and those of the guard.
         """
@@ -194,7 +194,7 @@ class Trainer(keras.Model):
             gate.set(self.optimizer.iterations.value)
         return {
             "loss": loss / weight,
-            "tokens": weight,
+            "weight": weight,
             "padding_share": 1.0 - weight / positions,
             "gradient_norm": norm,
             "learning_rate": learning_rate,

@@ -104,7 +104,7 @@ def test_figures_are_sums_over_all_tokens(stub_run):
     assert report["perplexity"] == pytest.approx(math.exp(7.3 / 13))
     assert report["exact_match"] == pytest.approx(3 / 5)
     assert report["baseline_exact_match"] == 0.25
-    assert report["sentences"] == 5
+    assert report["records"] == 5
 
 
 def test_predictions_are_in_the_order_of_the_split(stub_run):

@@ -154,7 +154,7 @@ def test_a_step_by_hand():
     logs = trainer.train_step([batch])
     assert float(logs["loss"]) == pytest.approx(3.0)
     assert float(logs["gradient_norm"]) == pytest.approx(3.0)
-    assert float(logs["tokens"]) == 3.0
+    assert float(logs["weight"]) == 3.0
     assert float(model.a) == pytest.approx(1.0 - 0.1 * 1.5)
 
 
