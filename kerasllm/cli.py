@@ -362,6 +362,8 @@ def export(run: Path, to: Path, form: str, overrides: Sequence[str], data_dir: P
             raise UserError("--set changes the search of a SavedModel, and huggingface has none; leave it out")
         report(export_huggingface(run, to, data_dir), as_json)
         return
-    report(export_stage(run, to, overrides, data_dir), as_json)
+    result = export_stage(run, to, overrides, data_dir)
+    report(result, as_json)
+    asked = "PICTURE" if "image_bytes" in result["inputs"] else "TEXT"
     script = min(os.path.relpath(saved_model.__file__), saved_model.__file__, key=len)
-    click.echo(f"next: {shlex.join(['python', script, str(to), 'TEXT'])}", err=True)
+    click.echo(f"next: {shlex.join(['python', script, str(to), asked])}", err=True)

@@ -82,6 +82,7 @@ def test_from_an_archive_to_an_answer(folder, tmp_path, run_commands):
     evaluated, predicted = (json.loads(line) for line in done.stdout.splitlines()[-2:])
     assert evaluated["accuracy"] == 1
     assert [each["label"] for each in predicted["predictions"]] == ["bright", "dark"]
+    assert done.stderr.splitlines()[-1].endswith("saved_model.py saved PICTURE")
     assert (tmp_path / "preview.png").stat().st_size > 1000
     assert (tmp_path / "why.png").stat().st_size > 1000
     assert (tmp_path / "run" / "predictions" / "test_confusion.png").exists()

@@ -216,6 +216,7 @@ def publish(run: TrainedRun, target: Path) -> dict[str, Any]:
         "path": str(target),
         "version": int(target.name),
         "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
+        "inputs": list(run.task.inputs),
         "endpoints": list(endpoints),
         "num_verified": len(records),
     }
@@ -269,7 +270,8 @@ def export(
         data_dir: where the published weights lie that the run builds on, if it does.
 
     Returns:
-        `path`, `version`, `bytes`, `seconds`, `endpoints`, and `num_verified`, the number of records compared.
+        `path`, `version`, `bytes`, `seconds`, the names of `inputs` and `endpoints`, and `num_verified`, the number of
+        records compared.
 
     Raises:
         UserError: the run cannot be loaded, the version exists, the disk is full, or an answer differs; nothing is
