@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ SIZES = ("trained_parameters", "parameters", "stored_megabytes")
 SMOOTHING_SHARE = 50
 HPARAMS_SUFFIX = ".hparams"
 LINE_STYLES = ("-", "--", ":", "-.")
+LEGEND_WIDTH = 70
+"""Characters in a line."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,9 @@ def draw(path: Path, title: str, outcomes: Sequence[Outcome], target: Target | N
     for index, (label, (least, mean, greatest)) in enumerate(bands.items()):
         steps = np.arange(1, len(mean) + 1)
         style = LINE_STYLES[index // 10 % len(LINE_STYLES)]
-        axes.plot(steps, mean, style, color=f"C{index % 10}", label=label, marker="" if len(steps) > 1 else "o")
+        axes.plot(
+            steps, mean, style, color=f"C{index % 10}", label=in_legend(label), marker="" if len(steps) > 1 else "o"
+        )
         axes.fill_between(steps, least, greatest, color=f"C{index % 10}", alpha=0.2, linewidth=0)
     losses = np.concatenate([band.ravel() for band in bands.values()])
     losses = losses[np.isfinite(losses)]
@@ -207,6 +212,11 @@ def draw(path: Path, title: str, outcomes: Sequence[Outcome], target: Target | N
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     atomic_write_bytes(path, content.getvalue())
+
+
+def in_legend(label: str) -> str:
+    """A label as a picture shows it: in lines of some length, and its dollars are none of matplotlib's formulas."""
+    return textwrap.fill(label, LEGEND_WIDTH).replace("$", r"\$")
 
 
 def draw_paths(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -229,7 +239,7 @@ def draw_paths(path: Path, outcomes: Sequence[Outcome]) -> None:
             style = LINE_STYLES[index // 10 % len(LINE_STYLES)]
             for number, outcome in enumerate(seeds):
                 x, y = walk_of(outcome.trial)
-                shown = label if number == 0 else None
+                shown = in_legend(label) if number == 0 else None
                 axes.plot(x, y, style, color=f"C{index % 10}", label=shown, alpha=0.8, linewidth=1.2)
                 axes.plot(x[-1], y[-1], "o", color=f"C{index % 10}", markersize=5)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.08), ncols=1 if len(labels) < 7 else 2)

@@ -14,6 +14,7 @@ from kerasllm.comparison import (
     Target,
     draw,
     draw_paths,
+    in_legend,
     loss_band,
     read_scalars,
     running_mean,
@@ -110,6 +111,11 @@ def test_the_picture(tmp_path, monkeypatch, losses, scale):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two", "target: loss 1"]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, losses[0]], [2, losses[1]]])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_label_is_broken_into_lines_and_its_dollars_are_none_of_a_formula():
+    assert in_legend("bias$|head$") == r"bias\$|head\$"
+    assert [len(line) for line in in_legend("word " * 20).splitlines()] == [69, 29]
 
 
 def test_the_ways_over_a_surface(tmp_path, monkeypatch):

@@ -35,6 +35,8 @@ from kerasllm.training.settings import LOWER_IS_BETTER
 from kerasllm.trials import Trial, check_trials, plan_trials
 
 POLL_SECONDS = 0.2
+LONGEST_LABEL = 60
+"""Characters of a setting that still fit into a table."""
 SIZES = {"trained": "trained_parameters", "of parameters": "parameters", "MB stored": "stored_megabytes"}
 """Column -> figure."""
 PREPARED_FROM = ("task", "data", "cleaning", "tokenizer")
@@ -229,7 +231,8 @@ def report(
 def show_settings(settings: Sequence[dict[str, Any]], best_metric: str, target: Target | None, num_seeds: int) -> None:
     """Shows one line for each setting, the best first; a spread is the standard deviation over the seeds.
 
-    What is trained and stored is shown where the settings differ in it, or in how they adapt a model.
+    What is trained and stored is shown where the settings differ in it, or in how they adapt a model. Settings with
+    long names are numbered, and named below.
     """
     figures = {"train loss": "train_loss", best_metric: f"validation_{best_metric}"}
     if target:
@@ -247,13 +250,18 @@ def show_settings(settings: Sequence[dict[str, Any]], best_metric: str, target: 
         value = sign * setting[f"validation_{best_metric}"]["mean"]
         return value if math.isfinite(value) else math.inf
 
-    rows = []
+    labels, rows = [], []
     for setting in sorted(settings, key=badness):
         count = setting["trials"]
-        label = setting["label"] if count == num_seeds else f"{setting['label']} ({count} of {num_seeds} trials)"
-        rows.append([label, *(_as_figure(setting[name], count) for name in figures.values())])
+        labels.append(setting["label"] if count == num_seeds else f"{setting['label']} ({count} of {num_seeds} trials)")
+        rows.append([_as_figure(setting[name], count) for name in figures.values()])
     title = f"compare: mean ± spread over {num_seeds} seeds" if num_seeds > 1 else "compare"
-    show_table(title, ("setting", *figures), rows)
+    are_long = max(map(len, labels)) > LONGEST_LABEL
+    names = [str(number) for number in range(1, len(labels) + 1)] if are_long else labels
+    show_table(title, ("setting", *figures), [[name, *row] for name, row in zip(names, rows, strict=True)])
+    if are_long:
+        for name, label in zip(names, labels, strict=True):
+            say(f"setting {name}: {label}")
 
 
 def _as_figure(figure: dict[str, Any], trials: int) -> str:

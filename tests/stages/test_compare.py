@@ -225,3 +225,12 @@ def test_ways_to_adapt_are_shown_with_what_they_train_and_store(capsys, monkeypa
     assert columns_of(others[:1] * 2, capsys)[0][-1] == "seconds"
     old = [{**each, "trained_parameters": {"mean": None, "spread": None, "count": 0}} for each in (full, lora)]
     assert "trained" not in columns_of(old, capsys)[0]
+
+
+def test_settings_with_long_names_are_numbered_and_named_below(capsys, monkeypatch):
+    monkeypatch.setattr("kerasllm.terminal.console", Console(stderr=True, width=140))
+    ways = [f"tuning=only, variables={'bias|' * 12}{number}" for number in range(2)]
+    show_settings([setting(way, {"tuning": {}}, 0.1 * n, 10, 1.0) for n, way in enumerate(ways)], "accuracy", None, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines[4:6]] == ["1", "2"]
+    assert lines[-2:] == [f"setting 1: {ways[1]}", f"setting 2: {ways[0]}"]
