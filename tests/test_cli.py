@@ -180,16 +180,18 @@ def test_each_command_passes_its_arguments_and_names_the_next(run, stages, tmp_p
     assert err == f"next: kerasllm evaluate 'runs/my run' --data-dir {tmp_path}\n"
     run("evaluate", "runs/x", "--split", "validation", "--set", "generation.beam_size=1", *data)
     run("predict", "runs/x", "a", "b c", *data)
-    _, _, err = run("export", "runs/x", "--to", "saved_models/x")
-    assert err.startswith("next: python ")
-    assert "saved_model.py saved_models/x TEXT" in err
+    for inputs, asked in ((["text"], "TEXT"), (["image_bytes"], "PICTURE")):
+        stages.outcomes["export"] = {"inputs": inputs}
+        _, _, err = run("export", "runs/x", "--to", "saved_models/x")
+        assert err.startswith("next: python ")
+        assert f"saved_model.py saved_models/x {asked}" in err
     (_, prepare), (_, train), *others = stages.calls
     assert (prepare[0].seed, prepare[1]) == (5, tmp_path)
     assert (train[0].seed, str(train[1]), train[2]) == (6, "runs/my run", tmp_path)
     assert [(name, *map(str, arguments)) for name, arguments in others] == [
         ("evaluate", "runs/x", "validation", str(tmp_path), "('generation.beam_size=1',)"),
         ("predict", "runs/x", "('a', 'b c')", "()", str(tmp_path)),
-        ("export", "runs/x", "saved_models/x", "()", "None"),
+        *[("export", "runs/x", "saved_models/x", "()", "None")] * 2,
     ]
 
 

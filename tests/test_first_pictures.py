@@ -71,7 +71,7 @@ def test_from_an_archive_to_an_answer(folder, tmp_path, run_commands):
     commands = [
         ["new", "light.tar.gz"],
         ["preview", "light.yaml"],
-        ["train", "light.yaml", "--run-dir", "run", "--set", "training.train_epochs=60"],
+        ["train", "light.yaml", "--run-dir", "run", "--set", "training.train_epochs=16"],
         ["evaluate", "run", "--json"],
         ["predict", "run", "light/bright/3.png", "light/dark/3.png", "--json"],
         ["why", "run", "light/dark/3.png"],

@@ -62,7 +62,7 @@ def main() -> None:
     show_table(f"asked {version}", ("text", "answer"), list(zip(TEXTS, answers, strict=True)))
     rows = [
         ("trained", f"{RECIPE}, {trained['steps']:,} steps in {trained['seconds']:.0f} s"),
-        ("exact match", f"{measured['exact_match']:.2%} of {measured['sentences']:,} unseen dates"),
+        ("exact match", f"{measured['exact_match']:.2%} of {measured['records']:,} unseen dates"),
         ("this run took", f"{time.monotonic() - started:.0f} s"),
         ("the model", f"{version}, for TensorFlow Serving and the line below"),
         ("ask it", f'.venv/bin/python kerasllm/serving/saved_model.py {MODEL} "March 5th, 2021"'),

@@ -68,7 +68,8 @@ def go_on(path, saved=None, size=3):
         if score is not None:
             run.append_metrics({"step": step, "score": score})
             state = {"best": max(score, state["best"] or -9.0)}
-        checkpoints.save(step, {"w": weights}, {"m": weights + 1}, {"score": score, "best": state["best"]})
+        progress = {"score": score, "validation": {"loss": 0.0}, "best": state["best"]}
+        checkpoints.save(step, {"w": weights}, {"m": weights + 1}, progress)
         if saved is not None:
             saved.append(step)
     checkpoints.choose(average(checkpoints.best()), {"chosen": "the mean"})
