@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def draw(path: Path, title: str, outcomes: Sequence[Outcome], target: Target | N
     if target and target.metric == "loss":
         axes.axhline(target.value, color="gray", linewidth=1, label=f"target: {target}")
     axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1 if len(bands) < 7 else 2)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(bands))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     atomic_write_bytes(path, content.getvalue())
@@ -217,6 +217,11 @@ def draw(path: Path, title: str, outcomes: Sequence[Outcome], target: Target | N
 def in_legend(label: str) -> str:
     """A label as a picture shows it: in lines of some length, and its dollars are none of matplotlib's formulas."""
     return textwrap.fill(label, LEGEND_WIDTH).replace("$", r"\$")
+
+
+def legend_columns(labels: Collection[str]) -> int:
+    """Two where there are many labels, and each fits into half of a picture."""
+    return 2 if len(labels) > 6 and max(map(len, labels)) <= LEGEND_WIDTH // 2 else 1
 
 
 def draw_paths(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -242,7 +247,7 @@ def draw_paths(path: Path, outcomes: Sequence[Outcome]) -> None:
                 shown = in_legend(label) if number == 0 else None
                 axes.plot(x, y, style, color=f"C{index % 10}", label=shown, alpha=0.8, linewidth=1.2)
                 axes.plot(x[-1], y[-1], "o", color=f"C{index % 10}", markersize=5)
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.08), ncols=1 if len(labels) < 7 else 2)
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.08), ncols=legend_columns(labels))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     atomic_write_bytes(path, content.getvalue())

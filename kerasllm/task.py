@@ -271,6 +271,12 @@ def check_max_length(recipe: Any, needed: int) -> None:
         )
 
 
+def refuse_r_drop(recipe: Any, reason: str) -> None:
+    """Raises UserError, with the reason, if the objective of a recipe is R-Drop."""
+    if innermost(recipe.training.objective).name == "r_drop":
+        raise UserError(f"{recipe.place('training', 'objective')}: r_drop {reason}; use supervised")
+
+
 def innermost(objective: Any) -> Any:
     """The settings of the objective that all the others of these stand around; None for None."""
     while hasattr(objective, "around"):

@@ -15,6 +15,7 @@ from kerasllm.comparison import (
     draw,
     draw_paths,
     in_legend,
+    legend_columns,
     loss_band,
     read_scalars,
     running_mean,
@@ -116,6 +117,10 @@ def test_the_picture(tmp_path, monkeypatch, losses, scale):
 def test_a_long_label_is_broken_into_lines_and_its_dollars_are_none_of_a_formula():
     assert in_legend("bias$|head$") == r"bias\$|head\$"
     assert [len(line) for line in in_legend("word " * 20).splitlines()] == [69, 29]
+
+
+def test_a_legend_has_two_columns_where_there_are_many_short_labels():
+    assert [legend_columns(labels) for labels in (["a"] * 6, ["a"] * 7, ["a" * 36] * 7)] == [1, 2, 1]
 
 
 def test_the_ways_over_a_surface(tmp_path, monkeypatch):

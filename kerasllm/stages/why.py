@@ -40,7 +40,8 @@ def why(run_dir: Path | str, picture: str, to: Path | str, label: str | None = N
 
     run = load_run(run_dir)
     task, model = run.task, run.model
-    if "image_bytes" not in task.inputs or run.recipe.classification.kind != "one_label":
+    kind = getattr(getattr(run.recipe, "classification", None), "kind", None)
+    if "image_bytes" not in task.inputs or kind != "one_label":
         raise UserError(f"{run_dir}: is no run that gives pictures one label")
     labels = task.vocabulary.labels
     if label is not None and label not in labels:

@@ -17,7 +17,7 @@ from kerasllm.errors import UserError
 from kerasllm.models.settings import VaeSettings
 from kerasllm.picture_task import PictureSettings, PictureTask
 from kerasllm.settings import Settings
-from kerasllm.task import innermost
+from kerasllm.task import refuse_r_drop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +62,7 @@ class Autoencode(PictureTask):
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
-        if innermost(recipe.training.objective).name == "r_drop":
-            place = recipe.place("training", "objective")
-            raise UserError(f"{place}: r_drop compares probabilities of labels; use supervised")
+        refuse_r_drop(recipe, "compares probabilities of labels")
         self.settings: AutoencodingSettings = recipe.autoencoding
         self.augmented_inputs = {"image": self.picture.shape}
 

@@ -23,7 +23,7 @@ from kerasllm.models.settings import (
 )
 from kerasllm.picture_task import PictureSettings, PictureTask
 from kerasllm.settings import Settings
-from kerasllm.task import innermost
+from kerasllm.task import refuse_r_drop
 
 if TYPE_CHECKING:
     import keras
@@ -79,9 +79,7 @@ class Contrast(PictureTask):
 
     def __init__(self, recipe: Any, vocabulary: Vocabulary):
         super().__init__(recipe, vocabulary)
-        if innermost(recipe.training.objective).name == "r_drop":
-            place = recipe.place("training", "objective")
-            raise UserError(f"{place}: r_drop compares probabilities of labels; use supervised")
+        refuse_r_drop(recipe, "compares probabilities of labels")
         self.settings: ContrastSettings = recipe.contrast
 
     def corruption(self) -> Corruption:

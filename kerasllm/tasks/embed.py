@@ -20,7 +20,7 @@ from pydantic import Field
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.settings import Settings
-from kerasllm.task import Task, check_max_length, innermost, max_length_of
+from kerasllm.task import Task, check_max_length, max_length_of, refuse_r_drop
 
 if TYPE_CHECKING:
     import keras
@@ -73,9 +73,7 @@ class Embed(Task):
         self.settings: EmbeddingSettings = recipe.embedding
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
         check_max_length(recipe, SPECIAL_TOKENS + 1)
-        if innermost(recipe.training.objective).name == "r_drop":
-            place = recipe.place("training", "objective")
-            raise UserError(f"{place}: r_drop compares probabilities, and a vector has none; use supervised")
+        refuse_r_drop(recipe, "compares probabilities, and a vector has none")
 
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
