@@ -9,11 +9,7 @@ with `env TF_ENABLE_ONEDNN_OPTS=1`. Nothing else should run meanwhile.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-
-from side_by_side import compare, median_seconds
+from side_by_side import main, median_seconds, seconds_of_a_step
 
 FIGURES = {"training tokens/s": r"median.* tok/s ([\d.]+)", "inference tokens/s": r"infer tok/s ([\d.]+)"}
 VOCABULARY_SIZE, BATCH_SIZE, LENGTH, CLASSES = 30_522, 32, 128, 4
@@ -57,11 +53,7 @@ def measure() -> None:
         model = Classifier()
         trainer = Trainer(model, objective)
         trainer.compile(optimizer=build_optimizer(AdamWSettings(), 2e-5, model.trainable_variables))
-    clock = [time.perf_counter()]
-    timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
-    dataset = tf.data.Dataset.from_tensors((batch,)).repeat()
-    trainer.fit(dataset, steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[timer])
-    step = statistics.median(np.diff(clock)[3:])
+    step = seconds_of_a_step(trainer, batch, 10)
     print(f"step median {step:.3f} s, tok/s {BATCH_SIZE * LENGTH / step:.1f}", flush=True)
     infer = tf.function(lambda: model(ids), autograph=False)
     seconds = median_seconds(lambda: infer().numpy(), warm_up=2, count=6)
@@ -69,11 +61,4 @@ def measure() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", metavar="COMMAND", help="the peer's command")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    if arguments.against:
-        compare(__file__, arguments.against, arguments.rounds, FIGURES)
-    else:
-        measure()
+    main(__file__, __doc__, measure, FIGURES)

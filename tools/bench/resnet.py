@@ -9,11 +9,7 @@ Nothing else should run meanwhile.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-
-from side_by_side import compare, median_seconds
+from side_by_side import main, median_seconds, seconds_of_a_step
 
 FIGURES = {"training pictures/s": r"img/s ([\d.]+)"}
 BATCH_SIZE, SIDE, CLASSES = 128, 32, 10
@@ -46,22 +42,12 @@ def measure() -> None:
         model = ResNet(SIDE, SIDE, 3, CLASSES)
         trainer = Trainer(model, objective)
         trainer.compile(optimizer=build_optimizer(MomentumSettings(), 0.1, model.trainable_variables))
-    clock = [time.perf_counter()]
-    timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
-    dataset = tf.data.Dataset.from_tensors((batch,)).repeat()
-    trainer.fit(dataset, steps_per_epoch=20, shuffle=False, verbose=0, callbacks=[timer])
-    print(f"training img/s {BATCH_SIZE / statistics.median(np.diff(clock)[3:]):.1f}", flush=True)
+    step = seconds_of_a_step(trainer, batch, 20)
+    print(f"training img/s {BATCH_SIZE / step:.1f}", flush=True)
     infer = tf.function(lambda: model(image), autograph=False)
     seconds = median_seconds(lambda: infer().numpy(), warm_up=2, count=10)
     print(f"inference pictures/s {BATCH_SIZE / seconds:.1f}", flush=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", metavar="COMMAND", help="the peer's command")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    if arguments.against:
-        compare(__file__, arguments.against, arguments.rounds, FIGURES)
-    else:
-        measure()
+    main(__file__, __doc__, measure, FIGURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import statistics
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 
 def median_seconds(run: Callable[[], object], warm_up: int, count: int) -> float:
@@ -20,6 +23,36 @@ def median_seconds(run: Callable[[], object], warm_up: int, count: int) -> float
         if index >= warm_up:
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
+
+
+def seconds_of_a_step(trainer: Any, batch: dict[str, Any], steps: int) -> float:
+    """The median of the steps that `fit` takes on one batch, without the first three."""
+    import keras
+    import tensorflow as tf
+
+    clock = [time.perf_counter()]
+    timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
+    dataset = tf.data.Dataset.from_tensors((batch,)).repeat()
+    trainer.fit(dataset, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[timer])
+    return statistics.median(after - before for before, after in pairwise(clock[3:]))
+
+
+def main(script: str, description: str, measure: Callable[[], None], figures: dict[str, str]) -> None:
+    """What a script does when it is called: it measures, or compares its figures with a peer's.
+
+    Args:
+        description: its help.
+        measure: prints our figures.
+        figures: as for `compare`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", metavar="COMMAND", help="the peer's command")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.against:
+        compare(script, arguments.against, arguments.rounds, figures)
+    else:
+        measure()
 
 
 def compare(script: str, peer: str, rounds: int, figures: dict[str, str]) -> None:

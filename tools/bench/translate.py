@@ -8,11 +8,7 @@ The peer prints `train tgt tok/s X` and `beam 5 sent/s X`. Nothing else should r
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-
-from side_by_side import compare, median_seconds
+from side_by_side import main, median_seconds, seconds_of_a_step
 
 FIGURES = {"training tokens/s": r"train tgt tok/s ([\d.]+)", "beam 5 sentences/s": r"beam 5 sent/s ([\d.]+)"}
 VOCABULARY_SIZE, BATCH_SIZE, LENGTH = 10_000, 128, 32
@@ -49,11 +45,7 @@ def measure() -> None:
         model = EncoderDecoder(VOCABULARY_SIZE, 3, 8, 256, 1024, 128, activation="silu", dropout=0.1)
         trainer = Trainer(model, objective)
         trainer.compile(optimizer=build_optimizer(AdamWSettings(), 1e-4, model.trainable_variables))
-    dataset = tf.data.Dataset.from_tensors((batch,)).repeat()
-    clock = [time.perf_counter()]
-    timer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: clock.append(time.perf_counter()))
-    trainer.fit(dataset, steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[timer])
-    step = statistics.median(np.diff(clock)[3:])
+    step = seconds_of_a_step(trainer, batch, 10)
     print(f"train tgt tok/s {BATCH_SIZE * LENGTH / step:.1f}", flush=True)
 
     @tf.function(autograph=False)
@@ -69,11 +61,4 @@ def measure() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", metavar="COMMAND", help="the peer's command")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    if arguments.against:
-        compare(__file__, arguments.against, arguments.rounds, FIGURES)
-    else:
-        measure()
+    main(__file__, __doc__, measure, FIGURES)
