@@ -1,13 +1,16 @@
 """What is shown on standard error: messages, progress bars with rate and time left, tables.
 
-Standard output belongs to answers and `--json`. Where standard error is no terminal, a bar is one line at its end.
+Standard output belongs to answers and `--json`. Where standard error is no terminal, a bar is a line now and
+then, and one at its end.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich import box
 from rich.console import Console
@@ -17,6 +20,8 @@ from rich.text import Text
 
 SPEED_ESTIMATE_SECONDS = 24 * 60 * 60
 """The time left follows from the last units (rich keeps a thousand), even where one takes hours."""
+LINE_SECONDS = 30
+"""Between the lines that stand for a bar where there is no terminal."""
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -54,13 +59,16 @@ class ProgressLine:
         self.completed = 0
         self.fields: dict[str, object] = {}
         self._bars = bars
-        self._started = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._task = bars.add_task(description, total=total, unit=unit, figures="")
 
     def advance(self, amount: int = 1) -> None:
         """Moves the bar on by `amount` units."""
         self.completed += amount
         self._bars.advance(self._task, amount)
+        if not console.is_terminal and time.monotonic() > self._last_line + LINE_SECONDS:
+            self._last_line = time.monotonic()
+            say(self._line())
 
     def update(self, description: str | None = None, *, total: int | None = None, **fields: object) -> None:
         """Changes the words before the bar, its total, or the figures after it (`update(loss="2.31")`)."""
@@ -74,6 +82,11 @@ class ProgressLine:
         rate = f" ({_rate(self.completed / seconds)})" if seconds > 0.1 else ""
         count = f"{self.completed:,} {self.unit}".strip()
         return f"{self.description}: {count} in {seconds:.1f} s{rate}  {self._figures()}".rstrip()
+
+    def _line(self) -> str:
+        task = self._bars.tasks[0]
+        left = f", {timedelta(seconds=math.ceil(task.time_remaining))} left" if task.time_remaining else ""
+        return f"{self.description}: {_count(task)}{left}  {self._figures()}".rstrip()
 
     def _figures(self) -> str:
         return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.fields.items())
@@ -112,9 +125,13 @@ class _CountColumn(ProgressColumn):
     """Shows `1,200/29,000 sentences 9,354/s`."""
 
     def render(self, task: Task) -> Text:
-        total = f"/{int(task.total):,}" if task.total is not None else ""
-        rate = f" {_rate(task.speed)}" if task.speed else ""
-        return Text(f"{int(task.completed):,}{total} {task.fields['unit']}{rate}")
+        return Text(_count(task))
+
+
+def _count(task: Task) -> str:
+    total = f"/{int(task.total):,}" if task.total is not None else ""
+    rate = f" {_rate(task.speed)}" if task.speed else ""
+    return f"{int(task.completed):,}{total} {task.fields['unit']}{rate}"
 
 
 def _rate(per_second: float) -> str:

@@ -17,6 +17,18 @@ def test_a_bar_is_one_line_where_there_is_no_terminal(capsys):
     assert re.fullmatch(r"read: 3,000 sentences in 0\.0 s  loss 2\.31  tokens per second 12,000\n", output.err)
 
 
+def test_where_there_is_no_terminal_a_long_bar_says_now_and_then_how_far_it_is(capsys, monkeypatch):
+    clock = iter(range(0, 10000, 10))
+    monkeypatch.setattr("kerasllm.terminal.time.monotonic", lambda: next(clock))
+    with progress("train", total=100, unit="steps") as bar:
+        for _ in range(10):
+            bar.update(loss="2.31")
+            bar.advance(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 < len(lines) < 10
+    assert re.fullmatch(r"train: \d+/100 steps .*/s, \d:\d\d:\d\d left  loss 2\.31", lines[0])
+
+
 def test_bars_inside_bars(capsys):
     with progress("outer", total=2, unit="steps") as outer:
         with progress("inner", unit="texts") as inner:
