@@ -107,7 +107,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def directory_name(text: str) -> str:
-    """A file name for a trial, that no other one has."""
+    """A file name for a setting, that no other one has."""
     plain = text.replace(", ", ",")
     name = re.sub(r"[^\w.+=,-]", "_", plain)[:NAME_LENGTH]
     return name if name == plain else f"{name}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
@@ -140,7 +140,7 @@ def plan_trials(
                 loaded = complete_recipe(load_recipe(path, all_sets), data_dir)
             except UserError as error:  # the recipe without these values was sound
                 raise UserError(str(error).replace("--set", "--over")) from error
-            name = directory_name(f"{label}, seed={seed}")
+            name = f"{directory_name(label)},seed={seed}"
             run = RunDirectory(directory / "trials" / name)
             trials.append(Trial(name, label, values, seed, run, loaded, all_sets))
     return trials

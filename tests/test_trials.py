@@ -113,10 +113,17 @@ def test_short_names_tell_keys_apart():
 
 
 def test_directory_names_are_plain_and_differ():
-    assert directory_name("dropout=0.1, seed=2") == "dropout=0.1,seed=2"
+    assert directory_name("dropout=0.1, rate=2") == "dropout=0.1,rate=2"
     names = [directory_name(text) for text in ("a=x/y", "a=x_y", "a=x y", "a=" + "z" * 300, "a=" + "z" * 301)]
     assert len(set(names)) == 5
     assert not any("/" in name or " " in name or len(name) > 140 for name in names)
+
+
+def test_the_seed_stands_in_the_name_however_long_the_setting_is(plan):
+    names = [f"training.optimizer.patterns=[{{match: '{letter * 150}', learning_rate_factor: 2}}]" for letter in "ab"]
+    trials = [trial for name in names for trial in plan(name)]
+    assert len({trial.name for trial in trials}) == 2
+    assert all(trial.name.endswith(",seed=7") for trial in trials)
 
 
 def test_a_trial_of_another_recipe_is_refused(plan):
