@@ -82,16 +82,17 @@ def read_conll(path: Path, columns: Mapping[str, int], scheme: Scheme) -> Iterat
 
 
 def is_conll(path: Path) -> bool:
-    """Whether a file looks like one: the last of several columns holds tags, and among them is that of an entity."""
+    """Whether a file looks like one: most lines have several columns, as many as each other, and a tag in the last one,
+    and among these is that of an entity. What is wrong with the few others is said when they are read."""
     try:
         lines = [line.split() for line in islice(read_lines(path), _LINES_TO_KNOW_IT)]
     except UserError:
         return False
     rows = [cells for cells in lines if cells and cells[0] != DOCUMENT]
-    tags = [cells[-1] for cells in rows]
-    is_tag = [tag == OUTSIDE or (split_tag(tag)[0] in ("B", "I", "E", "S") and split_tag(tag)[1]) for tag in tags]
-    several = len({len(cells) for cells in rows}) == 1 and len(rows[0]) > 1
-    return several and all(is_tag) and any(tag != OUTSIDE for tag in tags)
+    most = len(rows) // 2 + 1
+    (num_columns, num_rows), *_ = Counter(map(len, rows)).most_common(1) or [(0, 0)]
+    tags = [tag for *_, tag in rows if tag == OUTSIDE or (split_tag(tag)[0] in {*"BIES"} and split_tag(tag)[1])]
+    return num_columns > 1 and num_rows >= most and len(tags) >= most and any(tag != OUTSIDE for tag in tags)
 
 
 @dataclass

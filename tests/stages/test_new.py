@@ -144,6 +144,10 @@ def test_a_type_that_is_too_rare_and_a_wrong_line(write):
     Path("a.txt").write_text(f"{sentences()}\nx I-ORG\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.txt:363: has 2 columns, but line 3 has 3"):
         new(Path("a.txt"))
+    for wrong, message in (("x NN X-ORG", r"a\.txt:6: tag 'X-ORG' is none of iob1"), ("x", "a.txt:6: has 1 column")):
+        Path("a.txt").write_text(sentences(3).replace("Leeds NN I-ORG", wrong, 1), encoding="utf-8")
+        with pytest.raises(UserError, match=message):  # though it is among the lines that tell what the file is
+            new(Path("a.txt"))
 
 
 @pytest.mark.parametrize(
