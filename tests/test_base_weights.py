@@ -239,3 +239,12 @@ def test_what_does_not_fit_the_model_is_said_before_anything_is_written(data, tm
     with pytest.raises(UserError, match=message):
         train(load_recipe(data / "r.yaml", [f"tuning={tuning}"]), tmp_path / "run", data)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_shapes_leave_no_run_behind(data, tmp_path):
+    shutil.copytree(data / "tiny", data / "odd")
+    config = json.loads((data / "odd" / "config.json").read_text())
+    (data / "odd" / "config.json").write_text(json.dumps({**config, "intermediate_size": 24}))
+    with pytest.raises(UserError, match=r"odd: \d+ weights do not fit the model\n  encoder.layer.0.intermediate"):
+        train(load_recipe(data / "r.yaml", ["model.pretrained=odd"]), tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()

@@ -116,6 +116,8 @@ def train_with(
     """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
     prepared = prepare_on_all(strategy, recipe, data_dir)
     run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
+    if "finished" not in directory.read_manifest():
+        load_pretrained(recipe, run.task, data_dir)  # what does not fit is said before anything is written
     with ExitStack() as held:
 
         def begin_alone() -> None:
@@ -272,7 +274,6 @@ def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) ->
     """
     failures = None
     while True:
-        load_pretrained(run.recipe, run.task, data_dir)
         begin_adapting(run, data_dir)
         state = restore(run)
         state["failures"] = failures or state.get("failures", NO_FAILURES)
@@ -295,6 +296,7 @@ def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) ->
         del run
         keras.backend.clear_session()
         run = build_run(directory, recipe, prepared, strategy, micro_batches)
+        load_pretrained(recipe, run.task, data_dir)
 
 
 def fit(run: Run, state: dict[str, Any]) -> float:
