@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kerasllm.data.batching import Corruption
+    from kerasllm.data.store import Examples
     from kerasllm.data.vocabulary import Vocabulary
 
 
@@ -144,6 +145,10 @@ class Task:
     def build_model(self) -> keras.Model:
         """Makes `self.model`, of the recipe's numbers and the vocabulary, and returns it."""
         raise NotImplementedError
+
+    def begin(self, examples: Examples) -> None:
+        """Gives `self.model`, which is new, what of its first values follows from the training examples; by default
+        nothing. Pretrained weights come after it."""
 
     def forward(self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The logits of a batch; features are padded with 0 to [B, T]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from kerasllm.data.store import Examples, Prepared
 from kerasllm.environment import compute_precision, seed_everything
 from kerasllm.errors import UserError
 from kerasllm.evaluation import Evaluator
+from kerasllm.pretrained import load_pretrained
 from kerasllm.recipe import Recipe
 from kerasllm.run_directory import RunDirectory
 from kerasllm.teachers import build_teachers, helpers_of
@@ -55,9 +57,14 @@ def build_run(
     recipe: Recipe,
     prepared: Prepared,
     strategy: tf.distribute.Strategy,
+    data_dir: Path | str | None = None,
     micro_batches: int = 1,
 ) -> Run:
-    """Builds the model, the optimizer and the batches, the same ones each time."""
+    """Builds the model with its first weights, the optimizer and the batches, the same ones each time.
+
+    Raises:
+        UserError: the parts do not fit each other, or the weights that the recipe begins with do not fit the model.
+    """
     seed_everything(recipe.seed)
     settings = recipe.training
     examples = prepared.examples("train")
@@ -73,30 +80,43 @@ def build_run(
         stream.corruption = task.corruption()
         with compute_precision(settings.precision):
             model = build_model(task, recipe)
+            task.begin(examples)
             sample = stream.parts(stream.batches(0)[0][:1])[0]
             teachers, fingerprints = build_teachers(recipe, task, prepared.directory, sample)
-        helpers = helpers_of(teachers.values())
-        trained = [*model.trainable_variables, *helpers]
+        trained = [*model.trainable_variables, *helpers_of(teachers.values())]
         schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, trained)
         objective = build_objectives(recipe, ticks, task, model, stream, optimizer.iterations, teachers)
         timeline = Timeline(model, ticks, objective)
-        trainer = Trainer(
-            model,
-            objective,
-            settings.clip_norm,
-            settings.l1,
-            settings.l2,
-            average_decay(settings, ticks),
-            build_gates(model, ticks, plan.total_steps),
-            build_guard(settings),
-            helpers,
-        )
+        trainer = build_trainer(settings, ticks, plan, model, objective, teachers)
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
     checkpoints = Checkpoints(directory, settings.keep_checkpoints, settings.average_checkpoints)
+    load_pretrained(recipe, task, data_dir)
     parts = (task, trainer, stream, plan, schedule, timeline, evaluator, checkpoints, fingerprints)
     return Run(directory, recipe, strategy, *parts)
+
+
+def build_trainer(
+    settings: TrainingSettings,
+    ticks: list[Tick],
+    plan: StepPlan,
+    model: keras.Model,
+    objective: PhasedObjective,
+    teachers: dict[str, Teacher],
+) -> Trainer:
+    """What takes the steps of a timeline."""
+    return Trainer(
+        model,
+        objective,
+        settings.clip_norm,
+        settings.l1,
+        settings.l2,
+        average_decay(settings, ticks),
+        build_gates(model, ticks, plan.total_steps),
+        build_guard(settings),
+        helpers_of(teachers.values()),
+    )
 
 
 def build_guard(settings: TrainingSettings) -> StepGuard:

@@ -31,7 +31,7 @@ from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
 from kerasllm.evaluation import png_of
 from kerasllm.incident_report import describe_step
-from kerasllm.pretrained import complete_recipe, load_pretrained, take_as_it_is
+from kerasllm.pretrained import complete_recipe, take_as_it_is
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import (
     RunDirectory,
@@ -115,9 +115,7 @@ def train_with(
 ) -> dict[str, Any]:
     """`train` on the devices of a strategy; all workers of it call this, and the chief alone writes."""
     prepared = prepare_on_all(strategy, recipe, data_dir)
-    run = build_run(directory, recipe, prepared, strategy, recipe.training.micro_batches)
-    if "finished" not in directory.read_manifest():
-        load_pretrained(recipe, run.task, data_dir)  # what does not fit is said before anything is written
+    run = build_run(directory, recipe, prepared, strategy, data_dir, recipe.training.micro_batches)
     with ExitStack() as held:
 
         def begin_alone() -> None:
@@ -295,8 +293,7 @@ def fit_to_the_end(run: Run, prepared: Prepared, data_dir: Path | str | None) ->
         directory, recipe, strategy = run.directory, run.recipe, run.strategy
         del run
         keras.backend.clear_session()
-        run = build_run(directory, recipe, prepared, strategy, micro_batches)
-        load_pretrained(recipe, run.task, data_dir)
+        run = build_run(directory, recipe, prepared, strategy, data_dir, micro_batches)
 
 
 def fit(run: Run, state: dict[str, Any]) -> float:

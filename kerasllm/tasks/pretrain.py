@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
+    from kerasllm.data.store import Examples
     from kerasllm.data.vocabulary import Vocabulary
 
 MASK = "[MASK]"
 NUM_TOKENS = 5
 """Of the first hidden token: so many likely ones are given."""
+MOST_COUNTED = 10_000_000
+"""Tokens that tell well enough how often each one comes."""
 NUM_QUESTIONS = 64
 QUESTION_CHARACTERS = (40, 200)
 _CHUNK_SENTENCES = 4096
@@ -170,6 +173,19 @@ class Pretrain(Task):
         else:
             self.model.pooler.trainable = False  # nothing is asked of it, so it would get no gradient
         return self.model
+
+    def begin(self, examples: Examples) -> None:
+        """The bias of the head begins as the logarithm of how often each token stands in the training texts, so that
+        the table of tokens, which is the embedding too, is not bent to say that first.
+
+        Reference: [Meister et al., 2023](https://arxiv.org/abs/2212.09686).
+        """
+        import numpy as np
+
+        tokens = examples.features["token_ids"].values[:MOST_COUNTED]
+        counts = np.bincount(tokens, minlength=self.tokenizer.vocabulary_size).astype(np.float64)
+        counts[self.tokenizer.special_ids] = 0  # which are never asked for
+        self.model.head.bias.assign(np.log((counts + 1) / (counts + 1).sum()))
 
     def forward(
         self, model: keras.Model, batch: dict[str, tf.Tensor], training: bool

@@ -1,6 +1,7 @@
 """The task of documents: features of pairs and stretches, losses by hand, filled masks, and figures of a split."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def batch_of(task, documents=DOCUMENTS, padding_rows=1):
     features = {name: rows.to_tensor().numpy() for name, rows in task.encode({"text": tf.constant(documents)}).items()}
     features = {name: np.pad(array, ((0, padding_rows), (0, 0))) for name, array in features.items()}
     return task.corruption()(features, np.arange(len(features["token_ids"])), 0, 0)
+
+
+def test_a_new_model_knows_how_often_each_token_comes(build):
+    """Before the first step its loss is the entropy of the tokens, when it sees nothing else."""
+    task = build(SINGLE)
+    encoded = task.encode({"text": tf.constant(DOCUMENTS)})["token_ids"].flat_values.numpy()
+    task.begin(SimpleNamespace(features={"token_ids": SimpleNamespace(values=encoded)}))
+    shares = np.exp(task.model.head.bias.numpy())
+    text = encoded[~np.isin(encoded, task.tokenizer.special_ids)]
+    counts = np.bincount(text, minlength=task.tokenizer.vocabulary_size)
+    np.testing.assert_allclose(shares, (counts + 1) / (counts + 1).sum(), rtol=1e-5)
+    assert shares[task.tokenizer.special_ids].max() == shares.min()
 
 
 def test_features_of_pairs(build):
