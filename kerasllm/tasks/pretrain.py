@@ -43,8 +43,8 @@ MOST_COUNTED = 10_000_000
 NUM_QUESTIONS = 64
 QUESTION_CHARACTERS = (40, 200)
 _CHUNK_SENTENCES = 4096
-# What may be hidden in a question: a word of some letters, or a Chinese character.
-_WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]{3,}")
+# What may be hidden in a question: a word of some letters that is not the name of a token, or a Chinese character.
+_WORD = re.compile(r"[\u3400-\u9fff]|\b(?<!\[)[^\W\d_\u3400-\u9fff]{3,}")
 
 
 class PretrainingSettings(Settings):

@@ -325,6 +325,8 @@ def test_questions_hide_one_word_of_a_sentence():
     chinese = "我们今天去公园" * 7
     question, _ = ask(chinese)
     assert len(question) == len(chinese) - 1 + len(MASK)
+    for number in range(20):  # the word is drawn by the text
+        assert f"[{MASK}]" not in ask(f"In {number} the [UNK] [UNK]-[UNK] of [UNK] and [UNK] came to [UNK] again.")[0]
 
 
 def test_what_does_not_fit_is_refused(build):
