@@ -53,7 +53,7 @@ def tiny_overrides(file: Path) -> list[str]:
     if pretrained and not pretrained.startswith("runs/"):  # a run is trained before, at tiny size as well
         chosen.append("model.pretrained=null")
     if "model.pretrained=null" in chosen or str(known["tokenizer"]["vocabulary"]).startswith("hf:"):
-        chosen.append("tokenizer={kind: wordpiece, max_vocabulary_size: 500}")
+        chosen.append("tokenizer={kind: wordpiece, max_vocabulary_size: 8000}")
     if recipe.data.source == "built_in":
         sizes = {"train": 300, "validation": 20, "test": 20}
         chosen += [f"data.{split}={sizes[split]}" for split in recipe.data.splits]
