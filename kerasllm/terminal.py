@@ -7,6 +7,8 @@ then, and one at its end.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,10 @@ SPEED_ESTIMATE_SECONDS = 24 * 60 * 60
 LINE_SECONDS = 30
 """Between the lines that stand for a bar where there is no terminal."""
 
-console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+LOG_COLUMNS = None if sys.stderr.isatty() or "COLUMNS" in os.environ else 120
+"""Where there is no terminal whose width a table must fit; rich would take 80, and break numbers to fit."""
+
+console = Console(stderr=True, width=LOG_COLUMNS, highlight=False, markup=False, emoji=False)
 
 
 def be_quiet() -> None:

@@ -37,7 +37,7 @@ from kerasllm.trials import Trial, check_trials, plan_trials
 POLL_SECONDS = 0.2
 LONGEST_LABEL = 60
 """Characters of a setting that still fit into a table."""
-SIZES = {"trained": "trained_parameters", "of parameters": "parameters", "MB stored": "stored_megabytes"}
+SIZES = {"trained": "trained_parameters", "of all": "parameters", "MB stored": "stored_megabytes"}
 """Column -> figure."""
 PREPARED_FROM = ("task", "data", "cleaning", "tokenizer")
 
@@ -269,5 +269,7 @@ def _as_figure(figure: dict[str, Any], trials: int) -> str:
         return "never"
     spread = f" ± {figure['spread']:.2g}" if figure["spread"] is not None else ""
     share = f" ({figure['count']} of {trials})" if figure["count"] < trials else ""
-    mean = f"{figure['mean']:,.0f}" if figure["mean"] >= 1e4 else f"{figure['mean']:.4g}"
+    mean = f"{figure['mean']:.4g}"
+    if figure["mean"] >= 1e4:
+        mean = f"{figure['mean'] / 1e6:.4g} M" if figure["mean"] >= 1e6 else f"{figure['mean']:,.0f}"
     return f"{mean}{spread}{share}"
