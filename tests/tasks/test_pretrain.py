@@ -75,7 +75,7 @@ def batch_of(task, documents=DOCUMENTS, padding_rows=1):
 
 
 def test_a_new_model_knows_how_often_each_token_comes(build):
-    """Before the first step its loss is the entropy of the tokens, when it sees nothing else."""
+    """The probabilities of the bias alone are the shares of the tokens, each counted once more than it comes."""
     task = build(SINGLE)
     encoded = task.encode({"text": tf.constant(DOCUMENTS)})["token_ids"].flat_values.numpy()
     task.begin(SimpleNamespace(features={"token_ids": SimpleNamespace(values=encoded)}))
