@@ -272,10 +272,10 @@ class LabelTask(Task):
             For numbers `pearson` and `spearman`, -1 to 1, and 0 where the answers are all the same.
         """
         if self.settings.kind == "number":
-            from kerasllm.label_measures import number_metrics
+            from kerasllm.metrics.labels import number_metrics
 
             return number_metrics([float(text) for text in references], [answer["number"] for answer in answers])
-        from kerasllm.label_measures import top_k_accuracy
+        from kerasllm.metrics.labels import top_k_accuracy
 
         figures = self.figures_of([answer["label"] for answer in answers], references)
         if self.settings.kind == "one_label" and len(self.vocabulary.labels) > TOP:
@@ -285,7 +285,7 @@ class LabelTask(Task):
 
     def figures_of(self, given: list[str], references: list[str]) -> dict[str, Any]:
         """What of `metrics` follows from the labels alone."""
-        from kerasllm.label_measures import label_metrics
+        from kerasllm.metrics.labels import label_metrics
 
         wanted, is_one = self.indicators(references), self.settings.kind == "one_label"
         return label_metrics(wanted, self.indicators(given), self.vocabulary.labels, is_one)
@@ -306,7 +306,7 @@ class LabelTask(Task):
         """`confusion`: how often each label was taken for each; only where a record has one label."""
         if self.settings.kind != "one_label":
             return {}
-        from kerasllm.label_measures import draw_confusion
+        from kerasllm.metrics.labels import draw_confusion
 
         given = self.indicators([answer["label"] for answer in answers])
         return {"confusion": draw_confusion(self.indicators(references).T @ given, self.vocabulary.labels)}

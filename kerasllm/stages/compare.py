@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from kerasllm.cluster import read_cluster
-from kerasllm.comparison import (
+from kerasllm.data.preparation import prepare_data
+from kerasllm.environment import load_tensorflow
+from kerasllm.errors import UserError, did_you_mean
+from kerasllm.recipe import Recipe, load_recipe
+from kerasllm.runs.comparison import (
     Outcome,
     Target,
     draw,
@@ -26,13 +30,9 @@ from kerasllm.comparison import (
     write_csv,
     write_hparams,
 )
-from kerasllm.data.preparation import prepare_data
-from kerasllm.environment import load_tensorflow
-from kerasllm.errors import UserError, did_you_mean
-from kerasllm.recipe import Recipe, load_recipe
+from kerasllm.runs.trials import Trial, check_trials, plan_trials
 from kerasllm.terminal import progress, say, show_table
 from kerasllm.training.settings import LOWER_IS_BETTER
-from kerasllm.trials import Trial, check_trials, plan_trials
 
 POLL_SECONDS = 0.2
 LONGEST_LABEL = 60

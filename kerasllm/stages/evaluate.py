@@ -13,10 +13,10 @@ from kerasllm.data.preparation import prepare_data
 from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import vocabulary_hashes
 from kerasllm.errors import UserError
-from kerasllm.evaluation import Evaluator, png_of
 from kerasllm.run_directory import RunDirectory, atomic_write_bytes, atomic_write_text
+from kerasllm.runs.evaluation import Evaluator, png_of
+from kerasllm.runs.trained_run import load_run
 from kerasllm.terminal import say, show_table
-from kerasllm.trained_run import load_run
 
 NUM_SAMPLES = 5
 MAX_SHOWN = 160

@@ -22,10 +22,10 @@ from kerasllm.data.preparation import cache_directory
 from kerasllm.data.store import Prepared
 from kerasllm.errors import UserError
 from kerasllm.run_directory import atomic_directory, atomic_write_text, sha256_of_file
+from kerasllm.runs.trained_run import TrainedRun, answer_function, as_graph, load_run
 from kerasllm.serving import saved_model
 from kerasllm.serving.warmup import BATCHING, BATCHING_FILE, write_warmup_requests
 from kerasllm.terminal import say
-from kerasllm.trained_run import TrainedRun, answer_function, as_graph, load_run
 
 if TYPE_CHECKING:
     import tensorflow as tf

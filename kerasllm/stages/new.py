@@ -13,11 +13,11 @@ from typing import Any
 
 from kerasllm.data.columns import guess_format
 from kerasllm.errors import UserError
-from kerasllm.first_classifier import new_classifier
-from kerasllm.first_encoder import new_encoder
-from kerasllm.first_pictures import new_pictures
-from kerasllm.first_reader import new_reader
-from kerasllm.first_tagger import new_tagger
+from kerasllm.first_recipes.classifier import new_classifier
+from kerasllm.first_recipes.encoder import new_encoder
+from kerasllm.first_recipes.pictures import new_pictures
+from kerasllm.first_recipes.reader import new_reader
+from kerasllm.first_recipes.tagger import new_tagger
 
 
 def new(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasllm.errors import UserError
-from kerasllm.trained_run import answer_texts, load_run
+from kerasllm.runs.trained_run import answer_texts, load_run
 
 
 def predict(

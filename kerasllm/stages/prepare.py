@@ -6,8 +6,8 @@ from typing import Any
 
 from kerasllm.data.cleaning import format_report
 from kerasllm.data.preparation import prepare_data
-from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe
+from kerasllm.runs.pretrained import complete_recipe
 from kerasllm.terminal import say
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from kerasllm.data.batching import pad_batch
 from kerasllm.data.preparation import prepare_data
 from kerasllm.errors import UserError
-from kerasllm.evaluation import png_of
 from kerasllm.picture_grid import draw_grid
 from kerasllm.recipe import Recipe
 from kerasllm.run_directory import atomic_write_bytes
+from kerasllm.runs.evaluation import png_of
+from kerasllm.runs.trained_run import build_task
+from kerasllm.runs.training_run import build_augmentations
 from kerasllm.terminal import say
-from kerasllm.trained_run import build_task
-from kerasllm.training_run import build_augmentations
 
 NUM_PICTURES, NUM_EPOCHS = 6, 7
 

@@ -14,7 +14,6 @@ import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
 import kerasllm
-from kerasllm.base_weights import base_weights, remember_base
 from kerasllm.cluster import (
     from_chief,
     is_alone,
@@ -29,9 +28,6 @@ from kerasllm.data.store import Prepared
 from kerasllm.data.vocabulary import copy_vocabulary, vocabulary_hashes
 from kerasllm.environment import build_strategy
 from kerasllm.errors import UserError, did_you_mean
-from kerasllm.evaluation import png_of
-from kerasllm.incident_report import describe_step
-from kerasllm.pretrained import complete_recipe, take_as_it_is
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import (
     RunDirectory,
@@ -39,13 +35,17 @@ from kerasllm.run_directory import (
     naming_the_target,
     remove_leftovers,
 )
-from kerasllm.run_table import show_run
+from kerasllm.runs.base_weights import base_weights, remember_base
+from kerasllm.runs.evaluation import png_of
+from kerasllm.runs.incident_report import describe_step
+from kerasllm.runs.pretrained import complete_recipe, take_as_it_is
+from kerasllm.runs.table import show_run
+from kerasllm.runs.training_run import Run, build_run
 from kerasllm.terminal import be_quiet, progress, say
 from kerasllm.training.callbacks import Evaluation, Saving, StepLog, score_of
 from kerasllm.training.checkpoints import Checkpoints, average, read_variables, write_variables
 from kerasllm.training.failures import NO_FAILURES, Failures, RollBack
 from kerasllm.training.ticks import Ticking
-from kerasllm.training_run import Run, build_run
 from kerasllm.tuning.adaptation import begin
 
 NUM_SAMPLES = 8

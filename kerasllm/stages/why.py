@@ -9,10 +9,10 @@ import numpy as np
 
 from kerasllm.attribution import grad_cam, occlusion
 from kerasllm.errors import UserError
-from kerasllm.evaluation import png_of
 from kerasllm.run_directory import atomic_write_bytes
+from kerasllm.runs.evaluation import png_of
+from kerasllm.runs.trained_run import load_run
 from kerasllm.terminal import say
-from kerasllm.trained_run import load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

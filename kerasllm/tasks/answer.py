@@ -256,9 +256,9 @@ class Answer(Task):
         """How good answers are, as SQuAD measures it.
 
         Returns:
-            `exact_match` and `f1`, 0 to 1: see `answer_measures.py`.
+            `exact_match` and `f1`, 0 to 1: see `metrics/answers.py`.
         """
-        from kerasllm.answer_measures import answer_metrics
+        from kerasllm.metrics.answers import answer_metrics
 
         wanted = [[each["text"] for each in read_answers(text)] for text in references]
         return answer_metrics([answer["text"] for answer in answers], wanted)

@@ -267,8 +267,8 @@ class ClassifyByCloze(Task):
         return "BertForMaskedLM", {"cls.predictions": self.model.masked_language_head}, ()
 
     def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
-        """As those of one label in `label_measures.label_metrics`: `accuracy` and others, 0 to 1, and `per_label`."""
-        from kerasllm.label_measures import label_metrics
+        """As those of one label in `metrics.labels.label_metrics`: `accuracy` and others, 0 to 1, and `per_label`."""
+        from kerasllm.metrics.labels import label_metrics
 
         wanted, given = self.indicators(references), self.indicators([answer["label"] for answer in answers])
         return label_metrics(wanted, given, self.vocabulary.labels, one_label=True)
@@ -284,7 +284,7 @@ class ClassifyByCloze(Task):
         self, answers: list[dict[str, Any]], references: list[str], columns: Sequence[Sequence[Any]]
     ) -> dict[str, Figure]:
         """`confusion`: how often each label was taken for each."""
-        from kerasllm.label_measures import draw_confusion
+        from kerasllm.metrics.labels import draw_confusion
 
         given = self.indicators([answer["label"] for answer in answers])
         return {"confusion": draw_confusion(self.indicators(references).T @ given, self.vocabulary.labels)}

@@ -132,7 +132,7 @@ class ClassifyText(LabelTask):
         `label_by_words`, which learns from the training split. It has all its texts in memory."""
         if not self.settings.baseline:
             return {}
-        from kerasllm.label_measures import label_by_words
+        from kerasllm.metrics.labels import label_by_words
 
         texts = [" ".join(parts) for parts in zip(*(training[field] for field in self.inputs.values()), strict=True)]
         asked = [" ".join(parts) for parts in zip(*columns, strict=True)]

@@ -182,7 +182,7 @@ class Embed(Task):
 
     def metrics(self, answers: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
         """`pearson` and `spearman` of the cosines with the numbers, -1 to 1, and 0 where one of them is constant."""
-        from kerasllm.label_measures import number_metrics
+        from kerasllm.metrics.labels import number_metrics
 
         return number_metrics([float(text) for text in references], [answer["similarity"] for answer in answers])
 

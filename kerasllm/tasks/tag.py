@@ -277,7 +277,7 @@ class Tag(Task):
         }
 
     def find_entities(self, tags: tf.RaggedTensor) -> FoundEntities:
-        """Numbers of tags, int32 [B, N] -> the entities that they make, as `entity_measures.entities_of` has them."""
+        """Numbers of tags, int32 [B, N] -> the entities that they make, as `metrics.entities.entities_of` has them."""
         import tensorflow as tf
 
         parts = [split_tag(label) for label in self.vocabulary.labels]
@@ -314,9 +314,9 @@ class Tag(Task):
 
         Returns:
             `f1`, `precision` and `recall` of entities over all records, `accuracy` of tags, 0 to 1, and the table
-            `per_type`; see `entity_measures.py`.
+            `per_type`; see `metrics/entities.py`.
         """
-        from kerasllm.entity_measures import entity_metrics
+        from kerasllm.metrics.entities import entity_metrics
 
         return entity_metrics([text.split() for text in references], [list(filter(None, a["tags"])) for a in answers])
 

@@ -92,7 +92,7 @@ def stub_run(tmp_path, monkeypatch):
     prepared = SimpleNamespace(examples=lambda split: examples, directory=tmp_path / "prepared")
     monkeypatch.setattr(stage, "load_run", lambda run_dir, overrides, data_dir: loaded)
     monkeypatch.setattr(stage, "prepare_data", lambda recipe, data_dir: prepared)
-    monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 2)
+    monkeypatch.setattr("kerasllm.runs.trained_run.BATCH_SIZE", 2)
     return tmp_path
 
 

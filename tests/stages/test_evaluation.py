@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasllm.evaluation import Evaluator, LossSum
+from kerasllm.runs.evaluation import Evaluator, LossSum
 from kerasllm.task import Task
 
 

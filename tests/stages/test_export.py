@@ -14,11 +14,11 @@ import pytest
 
 from kerasllm.errors import UserError
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.trained_run import answer_texts, load_run
 from kerasllm.serving import saved_model
 from kerasllm.stages import export as stage
 from kerasllm.stages.predict import predict
 from kerasllm.task import ODD_TEXTS, Task
-from kerasllm.trained_run import answer_texts, load_run
 from kerasllm.training.checkpoints import Checkpoint, Checkpoints
 
 SAMPLE_INPUTS = stage.sample_inputs
@@ -226,7 +226,7 @@ def test_exported_run_answers_as_predict_does(trained_run, tmp_path, monkeypatch
     command = [sys.executable, "-I", saved_model.__file__, str(tmp_path / "dates"), "--json", *texts]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     served = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 1)
+    monkeypatch.setattr("kerasllm.runs.trained_run.BATCH_SIZE", 1)
     predicted = predict(trained_run, texts)
     assert [row["text"] for row in served] == [row["text"] for row in predicted]
     assert [row["score"] for row in served] == pytest.approx([row["score"] for row in predicted], abs=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from kerasllm.data.preparation import prepare_data
 from kerasllm.data.sources import share_of
 from kerasllm.errors import UserError
-from kerasllm.first_recipe import SHARES
+from kerasllm.first_recipes.choices import SHARES
 from kerasllm.recipe import load_recipe
 from kerasllm.stages.new import new
 

@@ -18,7 +18,7 @@ TEXTS = [
 
 def test_order_and_answers_do_not_depend_on_the_batches(trained_run, monkeypatch):
     together = predict(trained_run, iter(TEXTS))
-    monkeypatch.setattr("kerasllm.trained_run.BATCH_SIZE", 2)
+    monkeypatch.setattr("kerasllm.runs.trained_run.BATCH_SIZE", 2)
     in_pairs = predict(trained_run, TEXTS)
     assert [row["source"] for row in together] == TEXTS
     assert [row["text"] for row in together] == [row["text"] for row in in_pairs]

@@ -9,9 +9,9 @@ import tensorflow as tf
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.training_run import build_scheduled_optimizer
 from kerasllm.stages import train as stage
 from kerasllm.training.settings import StepPlan
-from kerasllm.training_run import build_scheduled_optimizer
 
 
 def test_a_run_of_another_recipe_is_refused(train, tmp_path, recipe):

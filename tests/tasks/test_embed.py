@@ -8,7 +8,7 @@ from kerasllm.data.settings import CleaningSettings, TokenizerSettings
 from kerasllm.data.tokenizer_training import train_tokenizer
 from kerasllm.data.vocabulary import Vocabulary
 from kerasllm.errors import UserError
-from kerasllm.label_measures import number_metrics
+from kerasllm.metrics.labels import number_metrics
 from kerasllm.recipe import load_recipe
 from kerasllm.tasks.embed import Embed
 

@@ -9,8 +9,8 @@ from kerasllm.data.preparation import prepare_data
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.vocabulary import load_vocabulary
 from kerasllm.errors import UserError
-from kerasllm.evaluation import Evaluator
 from kerasllm.recipe import load_recipe
+from kerasllm.runs.evaluation import Evaluator
 from kerasllm.tasks.pretrain import MASK, Pretrain
 from kerasllm.training.objectives import Supervised
 

@@ -63,7 +63,7 @@ def build_bare_step(recipe, prepared):
     import keras
     import tensorflow as tf
 
-    from kerasllm.trained_run import build_task
+    from kerasllm.runs.trained_run import build_task
 
     task = build_task(recipe, prepared.directory)
     model = task.build_model()
@@ -90,10 +90,10 @@ def measure(folder: Path, steps: int) -> tuple[list[tuple[float, float]], list[f
     from kerasllm.environment import build_strategy
     from kerasllm.recipe import load_recipe
     from kerasllm.run_directory import RunDirectory
+    from kerasllm.runs.training_run import build_run
     from kerasllm.stages.train import begin_run, fit
     from kerasllm.training.callbacks import Saving
     from kerasllm.training.failures import NO_FAILURES
-    from kerasllm.training_run import build_run
 
     lengths = ["training.train_epochs=null", f"training.train_steps={steps}", "training.evaluate_every_epochs=null"]
     more = [f"training.checkpoint_every_steps={SAVE_EVERY}", f"training.evaluate_every_steps={steps}"]

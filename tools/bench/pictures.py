@@ -49,8 +49,8 @@ def main() -> None:
     from kerasllm.data.batching import BatchStream
     from kerasllm.data.preparation import prepare_data
     from kerasllm.recipe import load_recipe
-    from kerasllm.trained_run import build_task
-    from kerasllm.training_run import build_augmentations
+    from kerasllm.runs.trained_run import build_task
+    from kerasllm.runs.training_run import build_augmentations
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -29,9 +29,9 @@ def save_late(folder: Path) -> None:
     from kerasllm.environment import build_strategy
     from kerasllm.recipe import load_recipe
     from kerasllm.run_directory import RunDirectory
+    from kerasllm.runs.training_run import build_run
     from kerasllm.stages.train import begin_run
     from kerasllm.training.checkpoints import read_variables
-    from kerasllm.training_run import build_run
 
     recipe = load_recipe(RECIPE, OVERRIDES)
     prepared = prepare_data(recipe, folder)

@@ -23,7 +23,7 @@ import torch
 from transformers import AutoTokenizer, BertForQuestionAnswering, get_linear_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from kerasllm.answer_measures import answer_metrics
+from kerasllm.metrics.answers import answer_metrics
 
 TRAIN, TEST = slice(0, 36), slice(38, 48)
 BATCH_SIZE, LENGTH, STRIDE, LONGEST_ANSWER, CANDIDATES = 16, 384, 128, 30, 20

@@ -13,9 +13,9 @@ from kerasllm.errors import UserError
 from kerasllm.models.settings import FromRunSettings
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.trained_run import load_run
 from kerasllm.task import Task
 from kerasllm.terminal import say
-from kerasllm.trained_run import load_run
 
 HEAD = "head"
 """The layer of a model that gives the logits."""

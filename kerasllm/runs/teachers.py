@@ -17,8 +17,8 @@ from kerasllm.data.vocabulary import vocabulary_hashes
 from kerasllm.errors import UserError
 from kerasllm.models.settings import PretrainedBertSettings
 from kerasllm.recipe import Recipe
+from kerasllm.runs.trained_run import build_model, load_run
 from kerasllm.task import Task
-from kerasllm.trained_run import build_model, load_run
 from kerasllm.training.checkpoints import read_variables
 from kerasllm.training.distillation import Hidden, Teacher
 from kerasllm.training.objective_settings import DistillationSettings, ObjectiveSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kerasllm.first_recipe import name_source
+from kerasllm.first_recipes.choices import name_source
 from kerasllm.run_directory import atomic_write_text
 from kerasllm.terminal import say
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kerasllm.cluster import is_alone
 from kerasllm.data.store import Examples, Prepared
+from kerasllm.runs.training_run import Run
 from kerasllm.terminal import show_table
-from kerasllm.training_run import Run
 
 
 def show_run(run: Run, prepared: Prepared, step: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kerasllm.data.pictures import png_of
 from kerasllm.errors import UserError
-from kerasllm.first_pictures import new_pictures
+from kerasllm.first_recipes.pictures import new_pictures
 from kerasllm.recipe import load_recipe
 
 

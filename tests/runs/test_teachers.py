@@ -18,9 +18,9 @@ from kerasllm.models.bert import Bert
 from kerasllm.models.published.bert import write_huggingface
 from kerasllm.recipe import load_recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.teachers import build_teachers, load_teacher
 from kerasllm.stages.train import begin_run
 from kerasllm.tasks.classify_text import ClassifyText
-from kerasllm.teachers import build_teachers, load_teacher
 
 TOKENS = Tokens(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"))
 SIZES = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 12, "max_sequence_length": 12}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kerasllm.answer_measures import answer_metrics, exact_match, f1, normalized
+from kerasllm.metrics.answers import answer_metrics, exact_match, f1, normalized
 
 
 @pytest.mark.parametrize(

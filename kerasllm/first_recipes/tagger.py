@@ -10,7 +10,7 @@ from kerasllm.data.cleaning import build_cleaner
 from kerasllm.data.conll import ConllFile, look_at
 from kerasllm.data.sources import read_records
 from kerasllm.errors import UserError
-from kerasllm.first_recipe import (
+from kerasllm.first_recipes.choices import (
     AIMED_STEPS,
     BATCH_SIZE,
     EPOCHS,

@@ -78,7 +78,7 @@ def load_run(run_dir: Path | str, overrides: Sequence[str] = (), data_dir: Path 
         UserError: no run there, an override that is wrong, no tokenizer or checkpoint that can be read, or published
             weights that are not there or have changed.
     """
-    from kerasllm.base_weights import load_base
+    from kerasllm.runs.base_weights import load_base
     from kerasllm.training.checkpoints import load_weights
     from kerasllm.tuning.adaptation import merge
 

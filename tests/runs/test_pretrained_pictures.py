@@ -18,10 +18,10 @@ load_tensorflow()
 import numpy as np
 from kerasllm.data.preparation import prepare_data
 from kerasllm.errors import UserError
-from kerasllm.pretrained import complete_recipe, load_pretrained
+from kerasllm.runs.pretrained import complete_recipe, load_pretrained
 from kerasllm.recipe import load_recipe
 from kerasllm.stages.train import train
-from kerasllm.trained_run import build_model, build_task, load_run
+from kerasllm.runs.trained_run import build_model, build_task, load_run
 
 train(load_recipe("base.yaml"), "base")
 trained = load_run("base").model

@@ -18,8 +18,8 @@ import numpy as np
 
 from kerasllm.environment import load_tensorflow
 from kerasllm.run_directory import atomic_write_bytes, atomic_write_text
+from kerasllm.runs.trials import Trial, as_text
 from kerasllm.training.settings import LOWER_IS_BETTER
-from kerasllm.trials import Trial, as_text
 
 LOSS_TAG = "train/loss"
 SIZES = ("trained_parameters", "parameters", "stored_megabytes")

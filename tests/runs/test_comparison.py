@@ -9,7 +9,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from kerasllm.comparison import (
+from kerasllm.models.settings import SurfaceSettings
+from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.comparison import (
     Outcome,
     Target,
     draw,
@@ -22,8 +24,6 @@ from kerasllm.comparison import (
     summarize,
     without_nan,
 )
-from kerasllm.models.settings import SurfaceSettings
-from kerasllm.run_directory import RunDirectory
 from kerasllm.tasks.descend import Descend
 
 INF, NAN = float("inf"), float("nan")

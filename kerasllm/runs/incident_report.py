@@ -7,8 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from kerasllm.cluster import is_alone, is_chief
+from kerasllm.runs.training_run import Run
 from kerasllm.training.incidents import inspect_step
-from kerasllm.training_run import Run
 
 MAX_INCIDENTS = 100
 """Steps of a run that are written down; where many are left out, later ones tell no more."""

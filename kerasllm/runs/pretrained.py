@@ -13,12 +13,12 @@ from kerasllm.data.settings import TokenizerSettings
 from kerasllm.errors import UserError
 from kerasllm.models.published.config import has_pooler, read_numbers
 from kerasllm.models.settings import BertSettings, FromRunSettings
-from kerasllm.pretrained_pictures import complete_picture_recipe, load_picture_weights
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory, sha256_of_directory
+from kerasllm.runs.pretrained_pictures import complete_picture_recipe, load_picture_weights
+from kerasllm.runs.trained_run import heads_of, read_source
 from kerasllm.task import Task
 from kerasllm.terminal import say
-from kerasllm.trained_run import heads_of, read_source
 from kerasllm.tuning.settings import AdapterSettings, TuningSettings
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def take_as_it_is(recipe: Recipe, prepared: Prepared, data_dir: Path | str | Non
         UserError: as `load_pretrained`, or the weights lack a head, which would have to be trained.
     """
     from kerasllm.data.batching import BatchStream
-    from kerasllm.evaluation import Evaluator
-    from kerasllm.trained_run import build_model, build_task
+    from kerasllm.runs.evaluation import Evaluator
+    from kerasllm.runs.trained_run import build_model, build_task
 
     task = build_task(recipe, prepared.directory)
     model = build_model(task, recipe)

@@ -15,12 +15,12 @@ from kerasllm.data.batching import Accumulation, BatchStream
 from kerasllm.data.store import Examples, Prepared
 from kerasllm.environment import compute_precision, seed_everything
 from kerasllm.errors import UserError
-from kerasllm.evaluation import Evaluator
-from kerasllm.pretrained import load_pretrained
 from kerasllm.recipe import Recipe
 from kerasllm.run_directory import RunDirectory
-from kerasllm.teachers import build_teachers, helpers_of
-from kerasllm.trained_run import build_model, build_task
+from kerasllm.runs.evaluation import Evaluator
+from kerasllm.runs.pretrained import load_pretrained
+from kerasllm.runs.teachers import build_teachers, helpers_of
+from kerasllm.runs.trained_run import build_model, build_task
 from kerasllm.training.checkpoints import Checkpoints
 from kerasllm.training.distillation import Teacher
 from kerasllm.training.normalization_gates import build_gates

@@ -4,7 +4,7 @@ import pytest
 
 from kerasllm.errors import UserError
 from kerasllm.recipe import load_recipe
-from kerasllm.trials import as_text, check_trials, directory_name, plan_trials, read_over, short_names
+from kerasllm.runs.trials import as_text, check_trials, directory_name, plan_trials, read_over, short_names
 
 RECIPE = """\
 task: translate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasllm.data.batching import BatchStream
 from kerasllm.data.store import Examples
-from kerasllm.trained_run import answer_texts
+from kerasllm.runs.trained_run import answer_texts
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -15,7 +15,7 @@ from PIL import Image
 from kerasllm.data.pictures import read_pictures
 from kerasllm.data.source_settings import LABEL, PICTURE
 from kerasllm.errors import UserError
-from kerasllm.first_recipe import AIMED_STEPS, EPOCHS, SHARES, clip, name_file
+from kerasllm.first_recipes.choices import AIMED_STEPS, EPOCHS, SHARES, clip, name_file
 from kerasllm.run_directory import atomic_write_text
 from kerasllm.terminal import progress, say, show_table
 

@@ -13,7 +13,7 @@ from kerasllm.data.cleaning import build_cleaner
 from kerasllm.data.sources import read_records
 from kerasllm.data.squad import count_articles, read_answers, read_squad
 from kerasllm.errors import UserError
-from kerasllm.first_recipe import PRETRAINED_EPOCHS, PRETRAINED_RATE, describe_pretrained, name_file
+from kerasllm.first_recipes.choices import PRETRAINED_EPOCHS, PRETRAINED_RATE, describe_pretrained, name_file
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import atomic_write_text
 from kerasllm.terminal import say, show_table

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kerasllm.errors import UserError
-from kerasllm.label_measures import draw_confusion, label_by_words, label_metrics, number_metrics, top_k_accuracy
+from kerasllm.metrics.labels import draw_confusion, label_by_words, label_metrics, number_metrics, top_k_accuracy
 
 
 def one_hot(*classes):

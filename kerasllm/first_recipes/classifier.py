@@ -21,7 +21,7 @@ from kerasllm.data.columns import (
 )
 from kerasllm.data.sources import read_records
 from kerasllm.errors import UserError
-from kerasllm.first_recipe import (
+from kerasllm.first_recipes.choices import (
     AIMED_STEPS,
     BATCH_SIZE,
     EPOCHS,

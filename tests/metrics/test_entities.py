@@ -2,7 +2,7 @@
 
 import pytest
 
-from kerasllm.entity_measures import entities_of, entity_metrics
+from kerasllm.metrics.entities import entities_of, entity_metrics
 
 
 @pytest.mark.parametrize(

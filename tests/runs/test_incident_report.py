@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from kerasllm import incident_report
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs import incident_report
 
 
 def test_of_very_many_steps_the_later_ones_are_not_written_down(tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kerasllm.errors import UserError
-from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import Recipe, load_recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.pretrained import complete_recipe
 from kerasllm.settings import parse_values
 
 NAME_LENGTH = 120

@@ -8,9 +8,9 @@ import pytest
 from kerasllm.data.preparation import preparation_key, prepare_data
 from kerasllm.data.published import Vocabulary
 from kerasllm.errors import UserError
-from kerasllm.pretrained import complete_recipe, load_pretrained
 from kerasllm.recipe import load_recipe
 from kerasllm.run_directory import RunDirectory
+from kerasllm.runs.pretrained import complete_recipe, load_pretrained
 
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "##s")
 SIZES = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 12, "max_sequence_length": 16}
@@ -120,8 +120,8 @@ training: {train_steps: 1}
 @pytest.fixture
 def make_run(published, tmp_path, monkeypatch):
     """make_run(recipe, name) is a run at its end, with random weights, below the working directory."""
+    from kerasllm.runs.trained_run import build_model, build_task
     from kerasllm.stages.train import begin_run
-    from kerasllm.trained_run import build_model, build_task
     from kerasllm.training.checkpoints import Checkpoints, read_variables
 
     monkeypatch.setenv("KERASLLM_CACHE", str(tmp_path / "cache"))
@@ -145,7 +145,7 @@ def make_run(published, tmp_path, monkeypatch):
 
 def begun(published, content, *overrides):
     """The task of a recipe that begins with trained weights, and the heads that do not."""
-    from kerasllm.trained_run import build_model, build_task
+    from kerasllm.runs.trained_run import build_model, build_task
 
     (published / "new.yaml").write_text(content)
     recipe = complete_recipe(load_recipe(published / "new.yaml", overrides), published)
@@ -263,7 +263,7 @@ def test_runs_that_cannot_be_begun_with(published, make_run, tmp_path):
 def test_the_numbers_of_a_run_load_no_tensorflow(published, make_run, run_python):
     make_run(SOURCE)
     code = (
-        "import sys; from pathlib import Path; from kerasllm.pretrained import complete_recipe;"
+        "import sys; from pathlib import Path; from kerasllm.runs.pretrained import complete_recipe;"
         "from kerasllm.recipe import load_recipe;"
         "print(complete_recipe(load_recipe(sys.argv[1]), sys.argv[2]).model.epsilon, 'tensorflow' in sys.modules)"
     )

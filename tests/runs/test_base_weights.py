@@ -8,8 +8,8 @@ import pytest
 
 from kerasllm.data.published import Vocabulary
 from kerasllm.errors import UserError
-from kerasllm.pretrained import complete_recipe
 from kerasllm.recipe import load_recipe
+from kerasllm.runs.pretrained import complete_recipe
 
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "##s")
 SIZES = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 12, "max_sequence_length": 16}
@@ -120,8 +120,8 @@ def test_a_run_goes_on_to_the_same_bits(trained, run, data):
 def test_a_loaded_run_is_a_plain_model_with_what_was_learnt(trained, run, data, tmp_path, monkeypatch):
     """It is the published one, and its kernel of queries and values has the addition."""
     from kerasllm.models.published.bert import read_published
+    from kerasllm.runs.trained_run import load_run
     from kerasllm.stages.export import export_huggingface
-    from kerasllm.trained_run import load_run
 
     monkeypatch.chdir(tmp_path)
     model, learnt = load_run(run).model, arrays(run, "chosen")
@@ -145,7 +145,7 @@ def test_a_loaded_run_is_a_plain_model_with_what_was_learnt(trained, run, data, 
 
 @pytest.mark.slow
 def test_a_base_that_is_not_there_or_another_one_is_refused(run, data, tmp_path):
-    from kerasllm.trained_run import load_run
+    from kerasllm.runs.trained_run import load_run
 
     other = tmp_path / "other"
     other.mkdir()
@@ -175,8 +175,8 @@ def test_a_base_that_is_not_there_or_another_one_is_refused(run, data, tmp_path)
 
 @pytest.mark.slow
 def test_without_published_weights_all_are_stored(data, tmp_path):
+    from kerasllm.runs.trained_run import load_run
     from kerasllm.stages.export import export_huggingface
-    from kerasllm.trained_run import load_run
 
     changes = ["model={num_layers: 1, num_heads: 2, hidden_dim: 8, intermediate_dim: 8}", "training.train_steps=1"]
     changes += ["tokenizer={kind: wordpiece, vocabulary: tiny}", "tuning={name: prefix, num_tokens: 2}"]
