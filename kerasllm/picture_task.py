@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
     import tensorflow as tf
 
+    from kerasllm.data.store import Examples
     from kerasllm.data.vocabulary import Vocabulary
+
+MOST_WHITENED = 5000
+"""Pictures that are looked at for their patches."""
 
 
 class PictureSettings(Settings):
@@ -132,6 +137,15 @@ class PictureTask(Task):
             return architecture(*self.picture.shape, num_outputs, **numbers)
         except ValueError as error:
             raise UserError(f"{self.recipe.place('model')}: {error}") from error
+
+    def begin(self, examples: Examples) -> None:
+        """A layer that whitens pictures learns from the training pictures how."""
+        from kerasllm.layers.whitening import Whitening
+
+        for layer in self.model._flatten_layers():
+            if isinstance(layer, Whitening):
+                pixels = examples.features["image"].values[: MOST_WHITENED * math.prod(self.picture.shape)]
+                layer.learn(self.picture.seen(pixels).numpy())
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files, string [B] -> `image` and `present`, as `PictureInput.features` gives them."""

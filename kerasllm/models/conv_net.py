@@ -11,12 +11,14 @@ from kerasllm.layers.activation import activation as activation_of
 from kerasllm.layers.convolution import Convolution, NormalizedConvolution
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.normalization import normalization_of_channels
+from kerasllm.layers.whitening import Whitening
 from kerasllm.models.settings import (
     ConvNetSettings,
     ConvolutionLayerSettings,
     DenseLayerSettings,
     DropoutLayerSettings,
     PoolLayerSettings,
+    WhiteningLayerSettings,
 )
 
 
@@ -107,6 +109,17 @@ class ActivatedConvolution(keras.layers.Layer):
         return self.activation(x)
 
 
+class ActivatedWhitening(Whitening):
+    """Whitening and activation: [B, H, W, D] -> [B, H, W, C]."""
+
+    def __init__(self, settings: WhiteningLayerSettings, **kwargs):
+        super().__init__(settings.kernel_size, **kwargs)
+        self.activation = activation_of(settings.activation)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.activation(super().call(x))
+
+
 class Pool(keras.layers.Layer):
     """The greatest of each square of places: [B, H, W, C] -> [B, H / s, W / s, C]."""
 
@@ -135,6 +148,8 @@ class ActivatedDense(keras.layers.Dense):
 def _build_layer(settings, name: str) -> keras.layers.Layer:
     if isinstance(settings, ConvolutionLayerSettings):
         return ActivatedConvolution(settings, name=name)
+    if isinstance(settings, WhiteningLayerSettings):
+        return ActivatedWhitening(settings, name=name)
     if isinstance(settings, PoolLayerSettings):
         return Pool(settings.size, name=name)
     if isinstance(settings, DropoutLayerSettings):

@@ -81,6 +81,15 @@ class ConvolutionLayerSettings(Settings):
     normalization: Literal["batch", "synchronized_batch", "group", "none"] = "batch"
 
 
+class WhiteningLayerSettings(Settings):
+    """The directions in which patches of the training pictures vary, by `layers/whitening.py`, and activation."""
+
+    name: Literal["whitening"]
+    kernel_size: Literal[2, 3] = 2
+    """k: of pictures with D channels it makes 2 k k D."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+
+
 class PoolLayerSettings(Settings):
     """The greatest of each square of places."""
 
@@ -104,7 +113,7 @@ class DropoutLayerSettings(Settings):
 
 
 LayerSettings = Annotated[
-    ConvolutionLayerSettings | PoolLayerSettings | DenseLayerSettings | DropoutLayerSettings,
+    ConvolutionLayerSettings | WhiteningLayerSettings | PoolLayerSettings | DenseLayerSettings | DropoutLayerSettings,
     Field(discriminator="name"),
 ]
 
@@ -128,6 +137,8 @@ class ConvNetSettings(Settings):
             is_dense = is_dense or layer.name == "dense"
             if is_dense and layer.name in ("convolution", "pool"):
                 raise ValueError(f"layers: number {index + 1}, {layer.name}, comes after a dense one")
+            if layer.name == "whitening" and index:
+                raise ValueError(f"layers: number {index + 1}, whitening, must come first: it is made for pictures")
         return self
 
 

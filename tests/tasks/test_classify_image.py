@@ -15,9 +15,11 @@ from kerasllm.errors import UserError
 from kerasllm.label_task import ClassificationSettings
 from kerasllm.models.settings import (
     ConvNetSettings,
+    ConvolutionLayerSettings,
     MultilayerPerceptronSettings,
     ResNetSettings,
     VisionTransformerSettings,
+    WhiteningLayerSettings,
 )
 from kerasllm.picture_task import PictureSettings
 from kerasllm.settings import Settings
@@ -94,6 +96,16 @@ def test_pictures_of_all_kinds_are_answered_as_in_evaluation(model):
     logits = task.forward(task.model, {"image": features["image"].to_tensor()}, training=False)
     np.testing.assert_array_equal(answers["probabilities"], tf.nn.softmax(logits)[:, 0])
     assert len({tuple(row) for row in answers["probabilities"].numpy().round(6).tolist()}) > 5
+
+
+def test_a_layer_that_whitens_learns_from_the_training_pictures():
+    layers = (WhiteningLayerSettings(name="whitening"), ConvolutionLayerSettings(filters=4))
+    task = build(ConvNetSettings(layers=layers), height=4, width=4, channels=1)
+    pixels = np.random.default_rng(0).integers(0, 256, [50, 4, 4, 1]).astype("uint8")
+    task.begin(SimpleNamespace(features={"image": SimpleNamespace(values=pixels.ravel())}))
+    moments = np.asarray(task.model.parts[0](task.picture.seen(pixels)))[:, :3, :3]
+    assert moments.min() == 0.0  # relu
+    np.testing.assert_allclose(np.square(moments).mean(axis=(0, 1, 2)).reshape(2, 4).sum(axis=0), 1.0, atol=0.02)
 
 
 def test_several_labels_and_a_number():
