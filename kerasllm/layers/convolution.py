@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasllm.layers.normalization import BatchNormalization
+
+
+class IdentityAndRandom(keras.initializers.Initializer):
+    """A kernel [k, k, D, C] whose first filters give what comes in, as many as there are channels or filters, so that
+    a deep network begins as a shallow one; the others begin at random, with the variance of He et al.
+
+    Reference: [Zagoruyko and Komodakis, 2017](https://arxiv.org/abs/1706.00388).
+    """
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        size, _, channels, filters = shape
+        kernel = np.array(keras.initializers.HeNormal()(shape, dtype))
+        passed = np.arange(min(channels, filters))
+        kernel[:, :, :, passed] = 0.0
+        kernel[(size - 1) // 2, (size - 1) // 2, passed, passed] = 1.0
+        return tf.constant(kernel)
 
 
 class Convolution(keras.layers.Layer):
@@ -19,20 +36,28 @@ class Convolution(keras.layers.Layer):
         kernel_size: k, odd.
         strides: s.
         use_bias: add a bias.
-
-    The kernel [k, k, D, C] begins with the variance 2 / (k k D) of
-    [He et al., 2015](https://arxiv.org/abs/1502.01852).
+        initializer: of the kernel [k, k, D, C]; by default its variance is 2 / (k k D), as in
+            [He et al., 2015](https://arxiv.org/abs/1502.01852).
     """
 
-    def __init__(self, filters: int, kernel_size: int = 3, strides: int = 1, use_bias: bool = False, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        use_bias: bool = False,
+        initializer: keras.initializers.Initializer | str = "he_normal",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self.initializer = initializer
         self.filters, self.kernel_size, self.strides, self.use_bias = filters, kernel_size, strides, use_bias
         self.bias: keras.Variable | None = None
 
     def build(self, input_shape):
         size = self.kernel_size
         shape = (size, size, input_shape[-1], self.filters)
-        self.kernel = self.add_weight(name="kernel", shape=shape, initializer="he_normal")
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.initializer)
         if self.use_bias:
             self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from kerasllm.layers.activation import activation as activation_of
-from kerasllm.layers.convolution import Convolution, NormalizedConvolution
+from kerasllm.layers.convolution import Convolution, IdentityAndRandom, NormalizedConvolution
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.normalization import normalization_of_channels
 from kerasllm.layers.whitening import Whitening
@@ -84,9 +84,9 @@ class ActivatedConvolution(keras.layers.Layer):
         super().__init__(**kwargs)
         self.activation = activation_of(settings.activation)
         plain = settings.normalization == "none"
-        convolution = Convolution(
-            settings.filters, settings.kernel_size, settings.strides, use_bias=plain, name="convolution"
-        )
+        initializer = IdentityAndRandom() if settings.begins_as == "identity" else "he_normal"
+        size = settings.filters, settings.kernel_size, settings.strides
+        convolution = Convolution(*size, use_bias=plain, initializer=initializer, name="convolution")
         parts: list[keras.layers.Layer] = [convolution]
         if not plain:
             parts.append(normalization_of_channels(settings.normalization, name="normalization"))

@@ -79,6 +79,8 @@ class ConvolutionLayerSettings(Settings):
     """Only the greatest of each square of this side is normalized, which is less work than a layer `pool` behind it."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
     normalization: Literal["batch", "synchronized_batch", "group", "none"] = "batch"
+    begins_as: Literal["random", "identity"] = "random"
+    """Whether the first filters begin with giving what comes in, as many as there are channels."""
 
 
 class WhiteningLayerSettings(Settings):

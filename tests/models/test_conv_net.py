@@ -54,3 +54,14 @@ def test_dropout_and_normalization_are_those_of_training():
     model = ConvNet(4, 4, 1, 2, [ConvolutionLayerSettings(filters=16), DropoutLayerSettings(name="dropout", rate=0.5)])
     assert not np.allclose(model(PICTURES, training=True), model(PICTURES, training=True))
     tf.debugging.assert_equal(model(PICTURES), model(PICTURES))
+
+
+def test_a_network_that_begins_as_identity_gives_the_picture_back():
+    """Where there are more filters than channels, the first ones do; the others are drawn."""
+    layers = [
+        ConvolutionLayerSettings(filters=filters, kernel_size=size, normalization="none", begins_as="identity")
+        for filters, size in ((3, 3), (2, 5))
+    ]
+    seen = np.asarray(ConvNet(4, 4, 1, 2, layers).features(np.abs(PICTURES)))
+    np.testing.assert_allclose(seen[..., :1], np.abs(PICTURES), atol=1e-6)
+    assert (seen[..., 1:] > 0).any()
