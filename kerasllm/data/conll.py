@@ -5,16 +5,13 @@
     German  JJ   I-NP  I-MISC
 
 A line without anything ends a sentence; one that begins with -DOCSTART- begins a document, and is no word.
-
-A record is a sentence, or several of a document that follow each other: who or what a name is, other sentences tell.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from kerasllm.data.tables import read_lines
 from kerasllm.data.tag_schemes import OUTSIDE, Scheme, WrongTag, guess_scheme, split_tag, to_bio
@@ -25,13 +22,8 @@ TAGS = "tags"
 """The field whose column is turned into BIO."""
 _LINES_TO_KNOW_IT = 200
 
-
-class Sentence(NamedTuple):
-    """Lines of a file that belong together."""
-
-    lines: list[tuple[int, list[str]]]
-    """The number of each, and its columns."""
-    begins_document: bool
+Sentence = list[tuple[int, list[str]]]
+"""The number of each line, and its columns."""
 
 
 def read_sentences(path: Path) -> Iterator[Sentence]:
@@ -40,16 +32,14 @@ def read_sentences(path: Path) -> Iterator[Sentence]:
     Raises:
         UserError: unreadable, or a line has another number of columns than the first one.
     """
-    lines: list[tuple[int, list[str]]] = []
+    sentence: Sentence = []
     first: tuple[int, int] | None = None
-    begins_document = True
     for number, line in enumerate(read_lines(path), start=1):
         cells = line.split()
         if not cells or cells[0] == DOCUMENT:
-            if lines:
-                yield Sentence(lines, begins_document)
-                lines, begins_document = [], False
-            begins_document |= bool(cells)
+            if sentence:
+                yield sentence
+                sentence = []
             continue
         first = first or (number, len(cells))
         if len(cells) != first[1]:
@@ -57,60 +47,38 @@ def read_sentences(path: Path) -> Iterator[Sentence]:
                 f"{path}:{number}: has {len(cells)} columns, but line {first[0]} has {first[1]}; "
                 "white space separates columns, and no word may hold any"
             )
-        lines.append((number, cells))
-    if lines:
-        yield Sentence(lines, begins_document)
+        sentence.append((number, cells))
+    if sentence:
+        yield sentence
 
 
-def _passages(sentences: Iterable[Sentence], max_words: int) -> Iterator[list[Sentence]]:
-    """Sentences of a document that follow each other, as many as have no more than so many words; one at least."""
-    passage: list[Sentence] = []
-    for sentence in sentences:
-        num_words = sum(len(each.lines) for each in (*passage, sentence))
-        if passage and (sentence.begins_document or num_words > max_words):
-            yield passage
-            passage = []
-        passage.append(sentence)
-    if passage:
-        yield passage
-
-
-def _columns_of(path: Path, sentence: Sentence, columns: Mapping[str, int], scheme: Scheme) -> dict[str, list[str]]:
-    """Field -> what its column holds, word by word; `tags` as BIO."""
-    number, cells = sentence.lines[0]
-    for name, column in columns.items():
-        if not -len(cells) <= column < len(cells):
-            raise UserError(
-                f"{path}:{number}: data.columns.{name}: no column {column}; the file has {len(cells)}, from 0 to "
-                f"{len(cells) - 1}, and -1 is the last one"
-            )
-    values = {name: [cells[column] for _, cells in sentence.lines] for name, column in columns.items()}
-    if TAGS in values:
-        try:
-            values[TAGS] = to_bio(values[TAGS], scheme)
-        except WrongTag as error:
-            raise UserError(
-                f"{path}:{sentence.lines[error.index][0]}: {error}; put it right, or name another data.scheme"
-            ) from error
-    return values
-
-
-def read_conll(
-    path: Path, columns: Mapping[str, int], scheme: Scheme, max_words: int | None = None
-) -> Iterator[dict[str, str]]:
+def read_conll(path: Path, columns: Mapping[str, int], scheme: Scheme) -> Iterator[dict[str, str]]:
     """Yield the records of a file: field -> what its column holds, word after word, with single spaces.
 
     Args:
         columns: field -> number of its column, from 0, or from -1 backwards; `tags` are turned into BIO.
         scheme: of the tags in the file.
-        max_words: of a record that consists of several sentences of a document; None makes each one a record.
 
     Raises:
         UserError: see `read_sentences`; there is no such column, or a tag is none of the scheme.
     """
-    for passage in _passages(read_sentences(path), max_words or 0):
-        parts = [_columns_of(path, sentence, columns, scheme) for sentence in passage]
-        yield {name: " ".join(word for part in parts for word in part[name]) for name in columns}
+    for sentence in read_sentences(path):
+        number, cells = sentence[0]
+        for name, column in columns.items():
+            if not -len(cells) <= column < len(cells):
+                raise UserError(
+                    f"{path}:{number}: data.columns.{name}: no column {column}; the file has {len(cells)}, from 0 to "
+                    f"{len(cells) - 1}, and -1 is the last one"
+                )
+        record = {name: [cells[column] for _, cells in sentence] for name, column in columns.items()}
+        if TAGS in record:
+            try:
+                record[TAGS] = to_bio(record[TAGS], scheme)
+            except WrongTag as error:
+                raise UserError(
+                    f"{path}:{sentence[error.index][0]}: {error}; put it right, or name another data.scheme"
+                ) from error
+        yield {name: " ".join(values) for name, values in record.items()}
 
 
 def is_conll(path: Path) -> bool:
@@ -144,7 +112,7 @@ def look_at(path: Path) -> ConllFile:
     Raises:
         UserError: see `read_conll`.
     """
-    scheme = guess_scheme([cells[-1] for _, cells in sentence.lines] for sentence in read_sentences(path))
+    scheme = guess_scheme([cells[-1] for _, cells in sentence] for sentence in read_sentences(path))
     found = ConllFile(scheme)
     for record in read_conll(path, {"words": 0, TAGS: -1}, scheme):
         found.lengths.append(len(record["words"]))

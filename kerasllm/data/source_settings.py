@@ -127,9 +127,6 @@ class ConllSettings(FileSettings):
     """Field -> number of the column that holds it, from 0, or backwards from -1, the last one."""
     scheme: Literal["iob1", "bio", "bioes"] = "bio"
     """How the file writes entities down, see `data/tag_schemes.py`; the records have BIO in any case."""
-    max_words_together: int | None = Field(default=None, ge=1)
-    """Sentences of a document that follow each other make one record of up to so many words, so that each is read with
-    what stands around it; null makes each sentence a record."""
 
 
 class PicturesSettings(FileSettings):

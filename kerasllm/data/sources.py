@@ -190,7 +190,7 @@ def _read_split(data: FileSettings, split: str, paths: Mapping[str, Path], data_
     of_train = split == "train" or split in data.shares
     named = "train" if of_train else split
     if isinstance(data, ConllSettings):
-        records = read_conll(paths["table"], data.columns, data.scheme, data.max_words_together)
+        records = read_conll(paths["table"], data.columns, data.scheme)
     elif isinstance(data, PicturesSettings):
         from kerasllm.data.pictures import find_pictures, read_pictures
 

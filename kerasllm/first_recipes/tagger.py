@@ -54,8 +54,9 @@ cleaning: {{max_characters: 100000, drop_duplicates: false, drop_leaks: false}}
 batching: {{global_batch_size: {batch_size}, max_sequence_length: {length}}}
 
 {model}
-# softmax chooses each tag by itself; crf those of a sentence together.
-tagging: {{decoder: softmax}}
+# softmax chooses each tag by itself; crf those of a sentence together. Where the tokenizer turns texts to lower case,
+# `capitals` tells the model which words begin with one. Hugging Face's layout has no place for either.
+tagging: {{decoder: softmax, capitals: true}}
 
 training:
   train_epochs: {epochs}

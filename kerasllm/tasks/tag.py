@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from kerasllm.data.vocabulary import Vocabulary
 
+CAPITAL = r"\p{Lu}.*"
 SEPARATOR = " | "
 """Between the entities of the readable answer."""
 
@@ -37,6 +38,9 @@ class TaggingSettings(Settings):
     decoder: Literal["softmax", "crf"] = "softmax"
     """Each tag by itself; or all of a sentence together, by a conditional random field over its words, so that no I-
     stands where BIO forbids it. Its 'crf/' variables begin at 0: `training.optimizer.patterns` can give them a rate."""
+    capitals: bool = False
+    """Words that begin with a capital stand in the encoder's second segment, so that one for texts in lower case sees
+    what its tokenizer takes away ([Collobert et al., 2011](https://arxiv.org/abs/1103.0398), section 6.1)."""
 
 
 class TokenizedWords(NamedTuple):
@@ -46,6 +50,8 @@ class TokenizedWords(NamedTuple):
     """int32 [B, T], with START and END."""
     words: tf.RaggedTensor
     """int32 [B, T]: at the first token of each word its number from 1, counted over all texts; else 0."""
+    segments: dict[str, tf.RaggedTensor]
+    """`segment_ids` int32 [B, T], where the recipe wants capitals to be seen: 1 in words that begin with one."""
     num_cut: tf.Tensor
     """int32 [B]: tokens that did not fit."""
 
@@ -88,6 +94,9 @@ class Tag(Task):
         self.has_crf = recipe.tagging.decoder == "crf"
         self.max_length = self.encoding_settings(recipe)["max_sequence_length"]
         check_max_length(recipe, 3)  # START, END and a token
+        if recipe.tagging.capitals and recipe.model.num_segments < 2:
+            place = recipe.place("tagging", "capitals")
+            raise UserError(f"{place}: needs a second segment; model.num_segments is {recipe.model.num_segments}")
         if set(vocabulary.labels) == {OUTSIDE}:
             raise UserError("data.train: has no other tag than 'O'; there must be entities to learn")
         if self.has_crf:
@@ -95,8 +104,8 @@ class Tag(Task):
 
     @classmethod
     def encoding_settings(cls, recipe: Any) -> dict[str, Any]:
-        """The tokens that fit into both a batch and the model, special ones included."""
-        return {"max_sequence_length": max_length_of(recipe)}
+        """The tokens that fit into both a batch and the model, special ones included; and what is seen of words."""
+        return {"max_sequence_length": max_length_of(recipe), "capitals": recipe.tagging.capitals}
 
     @classmethod
     def labels_in(cls, recipe: Any, text: str) -> list[str]:
@@ -130,6 +139,7 @@ class Tag(Task):
         labels = tf.gather(tf.concat([[0], tags], axis=0), tokens.words.flat_values)
         return {
             "token_ids": tokens.token_ids,
+            **tokens.segments,
             "labels": tokens.words.with_flat_values(labels),
             "num_cut_tokens": tf.RaggedTensor.from_tensor(tokens.num_cut[:, None]),
         }
@@ -141,16 +151,21 @@ class Tag(Task):
         pieces = self.tokenizer.tokenize(words.flat_values)  # [W, None]
         numbers = pieces.value_rowids()
         is_first = tf.range(tf.size(numbers, tf.int64)) == tf.gather(pieces.row_starts(), numbers)
+        is_capital = tf.gather(tf.strings.regex_full_match(words.flat_values, CAPITAL), numbers)
         numbers = tf.where(is_first, tf.cast(numbers, tf.int32) + 1, 0)
-        row_splits = tf.gather(pieces.row_splits, words.row_splits)
-        rows = [tf.RaggedTensor.from_row_splits(values, row_splits) for values in (pieces.flat_values, numbers)]
-        room = self.max_length - 2
-        token_ids, numbers = (row[:, :room] for row in rows)
-        ids = (self.tokenizer.start_id, self.tokenizer.end_id, 0)
-        start, end, none = (tf.fill([words.nrows(), 1], each) for each in ids)
-        num_cut = tf.cast(tf.maximum(rows[0].row_lengths() - room, 0), tf.int32)
+        row_splits, room = tf.gather(pieces.row_splits, words.row_splits), self.max_length - 2
+
+        def between(values: tf.Tensor, start: int = 0, end: int = 0) -> tf.RaggedTensor:
+            """Values of all tokens -> [B, T], with those of START and END."""
+            first, last = (tf.fill([words.nrows(), 1], each) for each in (start, end))
+            return tf.concat([first, tf.RaggedTensor.from_row_splits(values, row_splits)[:, :room], last], axis=1)
+
+        segments = {"segment_ids": between(tf.cast(is_capital, tf.int32))} if self.recipe.tagging.capitals else {}
         return TokenizedWords(
-            tf.concat([start, token_ids, end], axis=1), tf.concat([none, numbers, none], axis=1), num_cut
+            between(pieces.flat_values, self.tokenizer.start_id, self.tokenizer.end_id),
+            between(numbers),
+            segments,
+            tf.cast(tf.maximum(row_splits[1:] - row_splits[:-1] - room, 0), tf.int32),
         )
 
     def build_model(self) -> keras.Model:
@@ -173,12 +188,13 @@ class Tag(Task):
         """How much each token speaks for each tag.
 
         Args:
-            batch: with `token_ids` [B, T].
+            batch: with `token_ids`, and for capitals `segment_ids`, [B, T].
 
         Returns:
             Logits [B, T, C]; for a conditional random field its emissions.
         """
-        hidden = model({"token_ids": batch["token_ids"]}, training=training)  # [B, T, D]
+        inputs = {name: batch[name] for name in ("token_ids", "segment_ids") if name in batch}
+        hidden = model(inputs, training=training)  # [B, T, D]
         return model.head(hidden, training=training)
 
     def loss(
@@ -253,7 +269,9 @@ class Tag(Task):
 
         words = find_words(texts)
         tokens = self.tokenize(words.texts)
-        logits = self.forward(self.model, {"token_ids": tokens.token_ids.to_tensor()}, training=False)
+        batch = {"token_ids": tokens.token_ids, **tokens.segments}
+        batch = {name: rows.to_tensor() for name, rows in batch.items()}
+        logits = self.forward(self.model, batch, training=False)
         tags, probabilities = self.decode(logits, tokens.words.to_tensor())
         numbers = tokens.words.flat_values
         read = tf.boolean_mask(numbers, numbers > 0)[:, None] - 1  # [R, 1]
@@ -296,11 +314,16 @@ class Tag(Task):
         """A token classifier.
 
         Raises:
-            UserError: it has a conditional random field.
+            UserError: it has a conditional random field, or sees capitals.
         """
         if self.has_crf:
             raise UserError(
                 "tagging.decoder: Hugging Face's BertForTokenClassification has no crf; export it as a SavedModel"
+            )
+        if self.recipe.tagging.capitals:
+            raise UserError(
+                "tagging.capitals: Hugging Face's BertForTokenClassification reads all words in one segment; export it "
+                "as a SavedModel"
             )
         return "BertForTokenClassification", {"classifier": self.model.head}, self.vocabulary.labels
 

@@ -103,15 +103,6 @@ def test_a_file(read, name):
     assert read(FILE.replace("\n", "\r\n"), name=name) == RECORDS
 
 
-def test_sentences_of_a_document_in_one_record(read):
-    """They follow each other and keep their order; an entity that ends one does not go on in the next."""
-    joined = {"words": "EU rejects German West Ham Leeds United", "tags": "B-ORG O B-MISC B-LOC B-ORG B-ORG I-ORG"}
-    assert read(FILE, max_words_together=7) == [joined, RECORDS[2]]
-    assert read(FILE, max_words_together=6) == read(FILE, max_words_together=1) == RECORDS
-    parted = "a O\nb I-A\n\nc I-A\n\nd O\n"
-    assert read(parted, max_words_together=3) == [{"words": "a b c", "tags": "O B-A B-A"}, {"words": "d", "tags": "O"}]
-
-
 def test_columns_that_are_named(read):
     assert read(FILE.replace(" I-NP ", " B-NP "), columns={"words": 1, "tags": 2})[0] == {
         "words": "NNP VBZ JJ",

@@ -55,12 +55,19 @@ class EchoTask(Task):
 
 
 class RestlessTask(EchoTask):
-    """Never gives the same answer twice: its score is the time (a random number would repeat from a seed)."""
+    """Its score is what a file holds at the moment."""
+
+    def __init__(self, tokenizer, file):
+        super().__init__(tokenizer)
+        self.file = str(file)
 
     def answer(self, texts):
         import tensorflow as tf
 
-        return {**super().answer(texts), "score": tf.fill(tf.shape(texts), tf.cast(tf.timestamp() % 100.0, tf.float32))}
+        return {
+            **super().answer(texts),
+            "score": tf.fill(tf.shape(texts), tf.strings.to_number(tf.io.read_file(self.file))),
+        }
 
 
 def make_tokenizer(kind, directory):
@@ -163,8 +170,18 @@ def test_manifest_says_where_the_model_comes_from(published):
     }
 
 
-def test_different_answers_are_not_published(tokenizer, tmp_path):
-    run = make_run(tmp_path, RestlessTask(tokenizer))
+def test_different_answers_are_not_published(tokenizer, tmp_path, monkeypatch):
+    run, ask = make_run(tmp_path, RestlessTask(tokenizer, tmp_path / "score.txt")), stage.answer_in_fresh_process
+
+    def ask_later(directory, requests):
+        (tmp_path / "score.txt").write_text("2")
+        try:
+            return ask(directory, requests)
+        finally:
+            (tmp_path / "score.txt").write_text("1")
+
+    (tmp_path / "score.txt").write_text("1")
+    monkeypatch.setattr(stage, "answer_in_fresh_process", ask_later)
     with pytest.raises(UserError, match=r"not published: for '5\. März 2021' \(endpoint serving_default, batch of 1\)"):
         stage.publish(run, tmp_path / "saved_models" / "random" / "1")
     assert list((tmp_path / "saved_models" / "random").iterdir()) == []

@@ -68,6 +68,21 @@ def test_labels_stand_at_the_first_tokens(build):
     assert {rows.dtype for rows in features.values()} == {tf.int32}
 
 
+def test_words_that_begin_with_a_capital_stand_in_the_second_segment(build):
+    """All their tokens do; a letter of two characters is one, and what is cut has none."""
+    words = ["Abc d \u00c0b A\u0300 (D aB", "abC D d d d d d D"]
+    task = build("tagging.capitals=true")
+    assert encode(task, words, ["O O O O O O", "O O O O O O O O"])["segment_ids"].to_list() == [
+        [0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0],
+    ]
+    lower, title = (task.forward(task.model, batch_of(task, [text], ["O"]), training=False) for text in "dD")
+    assert not np.allclose(lower[0, 1], title[0, 1])
+    assert "segment_ids" not in encode(build(), words[:1], ["O O O O O O"])
+    with pytest.raises(UserError, match=r"tagging\.capitals: needs a second segment; model\.num_segments is 1"):
+        build("tagging.capitals=true", "model.num_segments=1")
+
+
 @pytest.mark.parametrize("decoder", ["softmax", "crf"])
 def test_what_does_not_fit_is_cut_counted_and_outside(build, decoder):
     task = build(f"tagging.decoder={decoder}", "batching.max_sequence_length=6")
@@ -199,11 +214,11 @@ def test_decoding_with_transitions_gives_no_tag_that_bio_forbids(build):
             assert answer["entity_types"].numpy().tolist() == [[b"PER"]]
 
 
-@pytest.mark.parametrize("decoder", ["softmax", "crf"])
-def test_every_word_of_a_record_gets_its_tag(build, decoder):
+@pytest.mark.parametrize("setting", ["decoder=softmax", "decoder=crf", "capitals=true"])
+def test_every_word_of_a_record_gets_its_tag(build, setting):
     """Whatever punctuation it has, and even if it has no token at all."""
-    task = build(f"tagging.decoder={decoder}")
-    words = ["(ab) c.d \u00ad d.", "\u00ad", "\u200b . ...", "d."]
+    task = build(f"tagging.{setting}")
+    words = ["(ab) c.d \u00ad d.", "\u00ad", "\u200b . ...", "D."]
     answers = answers_of(task, *task.questions({"words": words, "tags": []})[0])
     assert [[word for word in answer["word_texts"] if word] for answer in answers] == [text.split() for text in words]
     tags = [[tag for tag in answer["tags"] if tag] for answer in answers]
@@ -211,7 +226,7 @@ def test_every_word_of_a_record_gets_its_tag(build, decoder):
     assert (tags[0][2], tags[1], tags[2][0]) == ("O", ["O"], "O")
     batch = batch_of(task, words, [" ".join(row) for row in tags])
     logits = task.forward(task.model, batch, training=False)
-    if decoder == "softmax":  # what is measured is what was learnt: the same tokens, the same places
+    if "crf" not in setting:  # what is measured is what was learnt: the same tokens, the same places
         best = tf.argmax(logits, axis=-1).numpy() + 1
         assert np.all((batch["labels"] == 0) | (batch["labels"] == best))
     references = [" ".join(row) for row in tags]
@@ -225,6 +240,8 @@ def test_a_published_form(build):
     assert (architecture, heads["classifier"], labels) == ("BertForTokenClassification", task.model.head, LABELS)
     with pytest.raises(UserError, match=r"tagging\.decoder: Hugging Face's BertForTokenClassification has no crf"):
         build(CRF).published_form()
+    with pytest.raises(UserError, match=r"tagging\.capitals: Hugging Face's BertForTokenClassification reads all"):
+        build("tagging.capitals=true").published_form()
 
 
 @pytest.mark.parametrize(
