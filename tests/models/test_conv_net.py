@@ -65,5 +65,6 @@ def test_a_network_that_begins_as_identity_gives_the_picture_back():
     model = ConvNet(4, 4, 1, 2, layers)
     np.testing.assert_allclose(model.features(np.abs(PICTURES))[..., :1], np.abs(PICTURES), atol=1e-6)
     first, second = (model.get_weights()[index] for index in (0, 2))
-    assert np.count_nonzero(first[..., 0]) == 1 and np.count_nonzero(first[..., 1:]) == 18
+    assert np.count_nonzero(first[..., 0]) == 1
+    assert np.count_nonzero(first[..., 1:]) == 18
     assert np.count_nonzero(second) == 2
