@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kerasllm.data.store import Examples
     from kerasllm.data.vocabulary import Vocabulary
 
-MOST_WHITENED = 5000
-"""Pictures that are looked at for their patches."""
+MOST_WHITENED = 5_000_000
+"""Pixels of all pictures together that are looked at for their patches, so that memory does not grow with these."""
 
 
 class PictureSettings(Settings):
@@ -139,13 +139,15 @@ class PictureTask(Task):
             raise UserError(f"{self.recipe.place('model')}: {error}") from error
 
     def begin(self, examples: Examples) -> None:
-        """A layer that whitens pictures learns from the training pictures how."""
+        """A layer that whitens pictures learns how from training pictures, evenly spread, as files lie by label."""
         from kerasllm.layers.whitening import Whitening
 
+        height, width, channels = self.picture.shape
         for layer in self.model._flatten_layers():
             if isinstance(layer, Whitening):
-                pixels = examples.features["image"].values[: MOST_WHITENED * math.prod(self.picture.shape)]
-                layer.learn(self.picture.seen(pixels).numpy())
+                rows = examples.features["image"].values.reshape(-1, height * width * channels)
+                step = math.ceil(len(rows) * height * width / MOST_WHITENED)
+                layer.learn(self.picture.seen(rows[::step]).numpy())
 
     def encode(self, texts: dict[str, tf.Tensor]) -> dict[str, tf.RaggedTensor]:
         """Contents of files, string [B] -> `image` and `present`, as `PictureInput.features` gives them."""

@@ -149,10 +149,9 @@ class Tag(Task):
         import tensorflow as tf
 
         pieces = self.tokenizer.tokenize(words.flat_values)  # [W, None]
-        numbers = pieces.value_rowids()
-        is_first = tf.range(tf.size(numbers, tf.int64)) == tf.gather(pieces.row_starts(), numbers)
-        is_capital = tf.gather(tf.strings.regex_full_match(words.flat_values, CAPITAL), numbers)
-        numbers = tf.where(is_first, tf.cast(numbers, tf.int32) + 1, 0)
+        word_of = pieces.value_rowids()  # each piece
+        is_first = tf.range(tf.size(word_of, tf.int64)) == tf.gather(pieces.row_starts(), word_of)
+        numbers = tf.where(is_first, tf.cast(word_of, tf.int32) + 1, 0)
         row_splits, room = tf.gather(pieces.row_splits, words.row_splits), self.max_length - 2
 
         def between(values: tf.Tensor, start: int = 0, end: int = 0) -> tf.RaggedTensor:
@@ -160,7 +159,10 @@ class Tag(Task):
             first, last = (tf.fill([words.nrows(), 1], each) for each in (start, end))
             return tf.concat([first, tf.RaggedTensor.from_row_splits(values, row_splits)[:, :room], last], axis=1)
 
-        segments = {"segment_ids": between(tf.cast(is_capital, tf.int32))} if self.recipe.tagging.capitals else {}
+        segments = {}
+        if self.recipe.tagging.capitals:
+            is_capital = tf.strings.regex_full_match(words.flat_values, CAPITAL)
+            segments["segment_ids"] = between(tf.cast(tf.gather(is_capital, word_of), tf.int32))
         return TokenizedWords(
             between(pieces.flat_values, self.tokenizer.start_id, self.tokenizer.end_id),
             between(numbers),

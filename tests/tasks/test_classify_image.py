@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from kerasllm import picture_task
 from kerasllm.data.pictures import odd_pictures, png_of
 from kerasllm.data.settings import BatchingSettings
 from kerasllm.data.vocabulary import Vocabulary
@@ -106,6 +107,18 @@ def test_a_layer_that_whitens_learns_from_the_training_pictures():
     moments = np.asarray(task.model.parts[0](task.picture.seen(pixels)))[:, :3, :3]
     assert moments.min() == 0.0  # relu
     np.testing.assert_allclose(np.square(moments).mean(axis=(0, 1, 2)).reshape(2, 4).sum(axis=0), 1.0, atol=0.02)
+
+
+def test_whitening_looks_at_pictures_of_the_whole_split(monkeypatch):
+    """Files lie label by label, so the first ones are all alike."""
+    monkeypatch.setattr(picture_task, "MOST_WHITENED", 10 * 16)
+    task = build(ConvNetSettings(layers=(WhiteningLayerSettings(name="whitening"),)), height=4, width=4, channels=1)
+    pixels = np.full([50, 4, 4, 1], 255, np.uint8)
+    pixels[5:] = np.random.default_rng(0).integers(0, 256, [45, 4, 4, 1])
+    looked_at = []
+    monkeypatch.setattr(task.model.parts[0], "learn", looked_at.append)
+    task.begin(SimpleNamespace(features={"image": SimpleNamespace(values=pixels.ravel())}))
+    np.testing.assert_array_equal(looked_at[0], task.picture.seen(pixels[::5]))
 
 
 def test_several_labels_and_a_number():
