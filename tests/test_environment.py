@@ -42,7 +42,8 @@ def test_devices_and_seeds(run_python):
     code = """
 from kerasllm.environment import UNUSED_BY_COMMANDS, build_strategy, load_tensorflow, seed_everything
 from kerasllm.errors import UserError
-import sys
+import os, sys
+os.environ.pop("TF_NUM_INTRAOP_THREADS", None)
 load_tensorflow(without=UNUSED_BY_COMMANDS)
 import keras, numpy, random, tensorflow as tf
 
@@ -51,6 +52,9 @@ import matplotlib.pyplot, sklearn.linear_model
 
 strategy = build_strategy(2)
 assert strategy.num_replicas_in_sync == 2, strategy
+assert build_strategy(None, 2).num_replicas_in_sync == 2
+assert build_strategy(1, 2).num_replicas_in_sync == 1
+assert tf.config.threading.get_intra_op_parallelism_threads() == max(1, os.cpu_count() // 2)
 try:
     build_strategy(3)
 except UserError as error:

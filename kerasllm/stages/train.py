@@ -79,9 +79,9 @@ def train(recipe: Recipe, run_dir: Path | str, data_dir: Path | str | None = Non
             place = recipe.place("training", "train_steps")
             raise UserError(f"{place}: 0 leaves no work for several machines; unset TF_CONFIG")
         return take_over(directory, recipe, data_dir)
-    replicas = recipe.training.num_replicas
+    replicas, on_cpu = recipe.training.num_replicas, recipe.training.cpu_replicas
     # Before TensorFlow runs anything: it fixes the devices.
-    strategy = join_cluster(cluster, replicas, fingerprints(recipe)) if cluster else build_strategy(replicas)
+    strategy = join_cluster(cluster, replicas, fingerprints(recipe)) if cluster else build_strategy(replicas, on_cpu)
     if not is_chief(strategy):
         be_quiet()
     with lost_workers_named(strategy):

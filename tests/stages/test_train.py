@@ -136,6 +136,6 @@ def test_two_replicas_train(train, tmp_path, recipe):
     ticks = "[{at_step: 1, augmentation: false, open_normalization: {layers: encoder_norm, over_steps: 2}}]"
     changes = f"augmentation: [{{name: token_dropout, rate: 0.2}}]\nticks: {ticks}\n"
     recipe.write_text(recipe.read_text() + changes)
-    done = train(tmp_path / "run", "--set", "training.num_replicas=2", "--set", "training.train_steps=3", "--json")
+    done = train(tmp_path / "run", "--set", "training.cpu_replicas=2", "--set", "training.train_steps=3", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3
