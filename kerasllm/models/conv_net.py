@@ -11,6 +11,7 @@ from kerasllm.layers.activation import activation as activation_of
 from kerasllm.layers.convolution import Convolution, IdentityAndRandom, NormalizedConvolution
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.normalization import normalization_of_channels
+from kerasllm.layers.picture_network import PictureNetwork
 from kerasllm.layers.whitening import Whitening
 from kerasllm.models.settings import (
     ConvNetSettings,
@@ -22,7 +23,7 @@ from kerasllm.models.settings import (
 )
 
 
-class ConvNet(keras.Model):
+class ConvNet(PictureNetwork):
     """Tells what a picture shows.
 
     Args:
@@ -48,12 +49,7 @@ class ConvNet(keras.Model):
         is_dense = [isinstance(each, DenseLayerSettings) for each in layers]
         self.first_dense = is_dense.index(True) if True in is_dense else len(layers)
         self.head = keras.layers.Dense(num_classes, name="head")
-        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
-        self.built = True  # and not by a call of the model itself, after which it could get no further layer
-
-    def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """pictures: [B, H, W, D] -> logits [B, C]."""
-        return self.logits_of(self.features(pictures, training=training), training=training)
+        self.build_for(height, width, channels)
 
     def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, F], what the last layer is given."""

@@ -10,9 +10,10 @@ import tensorflow as tf
 from kerasllm.layers.convolution import Convolution, NormalizedConvolution
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.normalization import normalization_of_channels
+from kerasllm.layers.picture_network import PictureNetwork
 
 
-class ResNet(keras.Model):
+class ResNet(PictureNetwork):
     """Tells what a picture shows.
 
     Args:
@@ -69,16 +70,7 @@ class ResNet(keras.Model):
             self.last_normalization = normalization_of_channels(normalization, name="last_normalization")
         self.dropout = Dropout(dropout, name="dropout")
         self.head = keras.layers.Dense(num_classes, name="head")
-        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
-        self.built = True  # and not by a call of the model itself, after which it could get no further layer
-
-    def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """pictures: [B, H, W, D] -> logits [B, C]."""
-        return self.logits_of(self.features(pictures, training=training), training=training)
-
-    def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """pictures: [B, H, W, D] -> [B, F], a vector for each picture: the mean over its places."""
-        return tf.reduce_mean(self.features(pictures, training=training), axis=[1, 2])
+        self.build_for(height, width, channels)
 
     def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """features: [B, H', W', F], from `features` -> logits [B, C]."""

@@ -8,11 +8,12 @@ import tensorflow as tf
 from kerasllm.layers.dropout import Dropout
 from kerasllm.layers.embedding import PositionEmbedding
 from kerasllm.layers.normalization import LayerNormalization
+from kerasllm.layers.picture_network import PictureNetwork
 from kerasllm.layers.projection import Projection
 from kerasllm.layers.transformer import TransformerBlock
 
 
-class VisionTransformer(keras.Model):
+class VisionTransformer(PictureNetwork):
     """Tells what a picture shows.
 
     Args:
@@ -59,18 +60,9 @@ class VisionTransformer(keras.Model):
         ]
         self.last_normalization = LayerNormalization(name="last_normalization")
         self.head = keras.layers.Dense(num_classes, name="head")
-        self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
-        self.built = True  # and not by a call of the model itself, after which it could get no further layer
+        self.build_for(height, width, channels)
 
-    def call(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """pictures: [B, H, W, D] -> logits [B, C]."""
-        return self.logits_of(self.features(pictures, training=training))
-
-    def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """pictures: [B, H, W, D] -> [B, E], the mean over the patches."""
-        return tf.reduce_mean(self.features(pictures, training=training), axis=[1, 2])
-
-    def logits_of(self, features: tf.Tensor) -> tf.Tensor:
+    def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """features: [B, H / p, W / p, E], from `features` -> logits [B, C]."""
         return self.head(tf.reduce_mean(features, axis=[1, 2]))
 
