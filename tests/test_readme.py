@@ -54,6 +54,12 @@ def parse(words: list[str]) -> None:
         group.resolve_command(context, arguments)
 
 
+def test_the_pictures_that_are_shown_are_those_that_are_drawn():
+    shown = re.findall(r"!\[.+?\]\((.+?)\)", (ROOT / "README.md").read_text("utf-8"))
+    drawn = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tools" / "pictures").glob("*.png")]
+    assert sorted(shown) == sorted(drawn)
+
+
 def test_the_pages_show_commands():
     assert {words[1] for words in command_lines("README.md") if words[0] == "kerasllm"} >= {
         "train",

@@ -125,6 +125,7 @@ class BatchNormalization(keras.layers.Layer):
         else:
             y, mean, variance = self._normalized(x)
         for running, found in ((self.mean, mean), (self.variance, variance)):
+            found = tf.where(tf.shape(x)[0] > 0, found, running)  # a replica may get nothing of a small batch
             running.assign(self.momentum * running + (1.0 - self.momentum) * found)
         return y
 

@@ -73,6 +73,13 @@ def test_answers_take_the_running_figures_and_leave_them(normalization):
         np.testing.assert_array_equal(now, then)
 
 
+def test_nothing_of_a_batch_leaves_the_running_figures(normalization):
+    before = normalization.get_weights()
+    assert normalization(PICTURES[:0], training=True).shape == PICTURES[:0].shape
+    for now, then in zip(normalization.get_weights(), before, strict=True):
+        np.testing.assert_allclose(now, then, rtol=1e-6)
+
+
 def test_a_frozen_one_is_as_in_answers(normalization):
     normalization.scale.trainable = False
     answers = normalization(PICTURES)
