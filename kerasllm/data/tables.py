@@ -92,7 +92,7 @@ def _delimited_rows(
             advice = "a separator inside a cell must be quoted (csv) or replaced (tsv)"
             if len(cells) > len(header):
                 advice += "; data.extra_cells: ignore leaves out what comes after the last column"
-            raise UserError(f"{path}:{number}: has {len(cells)} columns, but the header has {len(header)}; {advice}")
+            raise UserError(f"{path}:{number}: the header has {len(header)} columns, this line {len(cells)}; {advice}")
         else:
             yield number, dict(zip(header, cells, strict=False))
 

@@ -96,7 +96,7 @@ def test_a_table_without_a_line_of_names(write, tmp_path):
     settings = TableSettings(source="table", train="a.csv", test="b.csv.gz", header=header, columns=columns)
     assert read(settings, tmp_path) == read(settings, tmp_path, "test") == RECORDS[:1]
     wrong = settings.model_copy(update={"header": {"test": ("en", "id")}, "columns": {"source": "en", "target": "id"}})
-    with pytest.raises(UserError, match=r"b\.csv\.gz:1: has 3 columns, but the header has 2"):
+    with pytest.raises(UserError, match=r"b\.csv\.gz:1: the header has 2 columns, this line 3"):
         read(wrong, tmp_path, "test")
 
 
@@ -127,7 +127,7 @@ def test_csv_cells_may_hold_line_ends(write, tmp_path):
     write("a.csv", 'en,de\n"one\ntwo",zwei\n\nx\n')
     records = read_records(table("a.csv"), "train", tmp_path)
     assert next(records) == {"source": "one\ntwo", "target": "zwei"}
-    with pytest.raises(UserError, match=r"a\.csv:5: has 1 columns, but the header has 2"):
+    with pytest.raises(UserError, match=r"a\.csv:5: the header has 2 columns, this line 1"):
         next(records)
 
 
@@ -144,12 +144,12 @@ def test_a_format_is_said_where_the_extension_does_not_say_it(write, tmp_path):
 def test_extra_cells_are_left_out_only_where_the_recipe_says_so(write, tmp_path):
     write("a.tsv", "en\tde\nx\ty\tz\tz\nu\tv\n")
     refusing = table("a.tsv")
-    with pytest.raises(UserError, match=r"a\.tsv:2: has 4 columns, but the header has 2; .*extra_cells: ignore"):
+    with pytest.raises(UserError, match=r"a\.tsv:2: the header has 2 columns, this line 4; .*extra_cells: ignore"):
         read(refusing, tmp_path)
     ignoring = refusing.model_copy(update={"extra_cells": "ignore"})
     assert read(ignoring, tmp_path) == [{"source": "x", "target": "y"}, {"source": "u", "target": "v"}]
     write("a.tsv", "en\tde\nx\n")
-    with pytest.raises(UserError, match=r"a\.tsv:2: has 1 columns, but the header has 2; (?!.*extra_cells)"):
+    with pytest.raises(UserError, match=r"a\.tsv:2: the header has 2 columns, this line 1; (?!.*extra_cells)"):
         read(ignoring, tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_missing_cells_are_empty_texts(write, tmp_path):
             r"\(the recipe names en, de; the file has en, dee\)",
         ),
         ("a.jsonl", '{"en": 1, "fr": 2}', r"a\.jsonl: data\.columns\.target: no column 'de'; use one of en, fr"),
-        ("a.tsv", "en\tde\nx\ty\nx\ty\tz\n", r"a\.tsv:3: has 3 columns, but the header has 2"),
+        ("a.tsv", "en\tde\nx\ty\nx\ty\tz\n", r"a\.tsv:3: the header has 2 columns, this line 3"),
         ("a.csv", 'en,de\n"x,y\nz,u\n', r"a\.csv:3: not CSV: unexpected end of data"),
         ("a.jsonl", '{"en": "a", "de": "b"}\n{"en": \n', r"a\.jsonl:2: not JSON: "),
         ("a.jsonl", '["en", "de"]\n', r"a\.jsonl:1: is no JSON object"),

@@ -153,7 +153,7 @@ def test_a_type_that_is_too_rare_and_a_wrong_line(write):
 @pytest.mark.parametrize(
     ("header", "rows", "options", "message"),
     [
-        (("text", "label"), reviews(), {"label": "lable"}, "has 3 columns, but the header has 2"),
+        (("text", "label"), reviews(), {"label": "lable"}, "the header has 2 columns, this line 3"),
         (("id", "text", "label"), reviews(), {"label": "lable"}, r"--label: no column 'lable'; did you mean 'label'\?"),
         (
             ("id", "text", "label"),
