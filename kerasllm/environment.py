@@ -117,7 +117,8 @@ def compute_precision(precision: str) -> Iterator[None]:
 def build_strategy(num_replicas: int | None = None, cpu_replicas: int = 1) -> tf.distribute.Strategy:
     """Returns a MirroredStrategy over the GPUs of this machine or, without one, over logical CPU devices.
 
-    Only before TensorFlow runs anything can the CPU become more than one device.
+    Only before TensorFlow runs anything can the CPU become more than one device. Keep one strategy per process: two
+    with different models abort TensorFlow's CPU collectives, where these are used.
 
     Args:
         num_replicas: how many devices to use; None means all GPUs, or without one `cpu_replicas`.

@@ -57,7 +57,7 @@ class TrainingSettings(Settings):
     num_replicas: int | None = Field(default=None, ge=1)
     """Replicas that share each batch; null takes every GPU or, without one, `cpu_replicas`."""
     cpu_replicas: int = Field(default=1, ge=1)
-    """Replicas that share the cores of a machine without a GPU. Convolutions are a fifth faster with one a core."""
+    """Replicas that share the cores of a machine without a GPU. ResNet-20 is a fifth faster with one a core."""
     evaluate_every_epochs: int | None = Field(default=None, ge=1)
     """Epochs between evaluations on the validation split; give either this or `evaluate_every_steps`."""
     evaluate_every_steps: int | None = Field(default=None, ge=1)
