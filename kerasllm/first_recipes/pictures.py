@@ -55,7 +55,7 @@ augmentation:
 
 training:
   train_epochs: {epochs}
-  # Where there is no GPU, two halves of each batch are quicker side by side.
+  # Where there is no GPU, two halves of each batch are learnt from side by side.
   cpu_replicas: 2
   peak_learning_rate: 0.1
   optimizer: {{name: nesterov}}
