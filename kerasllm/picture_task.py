@@ -40,8 +40,10 @@ class PictureSettings(Settings):
     stddev: tuple[float, ...] = (0.25,)
     """and they are divided by this. Those of the training pictures are good ones."""
 
-    mirror_answers: bool = False
-    """An answer is the mean of what the model makes of a picture and of its mirror image, in twice the time."""
+    answer_views: Literal[1, 2, 6] = 1
+    """An answer is the mean of what the model makes of so many views of a picture, in as many times the time: 2 are the
+    picture and its mirror image; 6 are these, which count for half, and both moved by a pixel up and to the left, and
+    down and to the right."""
 
     @model_validator(mode="after")
     def _check_channels(self) -> PictureSettings:
@@ -91,6 +93,18 @@ class PictureInput:
 
         pixels = tf.cast(tf.reshape(pixels, [-1, *self.shape]), tf.float32)
         return (pixels / 255.0 - tf.constant(self.settings.mean)) / tf.constant(self.settings.stddev)
+
+    def views(self, seen: tf.Tensor) -> list[tuple[float, tf.Tensor]]:
+        """What a model sees of pictures, [B, H, W, D] -> the views that answer together: the share of each, and it."""
+        import tensorflow as tf
+
+        if self.settings.answer_views == 1:
+            return [(1.0, seen)]
+        moved = [(1.0, seen)]
+        if self.settings.answer_views == 6:
+            around = tf.pad(seen, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
+            moved = [(0.5, seen), (0.25, around[:, 2:, 2:]), (0.25, around[:, :-2, :-2])]
+        return [(share / 2, view) for share, each in moved for view in (each, tf.reverse(each, [2]))]
 
 
 class PictureTask(Task):

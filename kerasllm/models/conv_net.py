@@ -55,7 +55,7 @@ class ConvNet(PictureNetwork):
         """pictures: [B, H, W, D] -> [B, F], what the last layer is given."""
         return self._go_on(self.features(pictures, training=training), training)
 
-    def features(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def see(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, H', W', F], what the layers before the first dense one see at each place."""
         return self._apply(self.parts[: self.first_dense], pictures, training)
 

@@ -76,7 +76,7 @@ class ResNet(PictureNetwork):
         """features: [B, H', W', F], from `features` -> logits [B, C]."""
         return self.head(self.dropout(tf.reduce_mean(features, axis=[1, 2]), training=training))
 
-    def features(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def see(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, H', W', F], what the last stage sees at each place."""
         x = self.stem(pictures, training=training)
         for block in self.blocks:

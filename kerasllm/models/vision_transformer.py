@@ -33,6 +33,8 @@ class VisionTransformer(PictureNetwork):
     class token: [Beyer et al., 2022](https://arxiv.org/abs/2205.01580).
     """
 
+    picture_scale = None
+
     def __init__(
         self,
         height: int,
@@ -66,7 +68,7 @@ class VisionTransformer(PictureNetwork):
         """features: [B, H / p, W / p, E], from `features` -> logits [B, C]."""
         return self.head(tf.reduce_mean(features, axis=[1, 2]))
 
-    def features(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def see(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:
         """pictures: [B, H, W, D] -> [B, H / p, W / p, E], what each patch has seen."""
         x = self.patches(self.cut(pictures)) + self.positions(tf.range(self.rows * self.columns))  # [B, N, E]
         x = self.patch_dropout(x, training=training)

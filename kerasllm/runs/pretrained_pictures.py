@@ -41,7 +41,7 @@ def complete_picture_recipe(recipe: Recipe, data_dir: Path | str | None) -> Reci
         name = getattr(trained, "name", theirs.task)
         raise UserError(f"{place}: {run.path} has trained a {name}, and the recipe has a {recipe.model.name}")
     model = _merged(recipe, "model", trained, {"pretrained", "dropout"})
-    picture = _merged(recipe, "picture", theirs.picture, {"mirror_answers"})
+    picture = _merged(recipe, "picture", theirs.picture, {"answer_views"})
     return recipe.model_copy(update={"model": model, "picture": picture})
 
 
@@ -58,7 +58,7 @@ def _with_numbers_of_preset(recipe: Recipe, name: str) -> Recipe:
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
     model = _merged(recipe, "model", trained, {"pretrained", "dropout", "normalization"})
-    picture = _merged(recipe, "picture", picture, {"mirror_answers", "height", "width", "fit"}, {"height", "width"})
+    picture = _merged(recipe, "picture", picture, {"answer_views", "height", "width", "fit"}, {"height", "width"})
     return recipe.model_copy(update={"model": model, "picture": picture})
 
 

@@ -81,10 +81,8 @@ class ClassifyImage(PictureTask, LabelTask):
         import tensorflow as tf
 
         seen = self.picture.seen(batch["image"])
-        outputs = model(seen, training=training)
-        if self.recipe.picture.mirror_answers and not training:
-            outputs = 0.5 * (outputs + model(tf.reverse(seen, [2])))
-        return self.logits_of(outputs)
+        views = [(1.0, seen)] if training else self.picture.views(seen)
+        return self.logits_of(tf.add_n([share * model(view, training=training) for share, view in views]))
 
     def loss(
         self, logits: tf.Tensor, batch: dict[str, tf.Tensor], label_smoothing: float

@@ -144,7 +144,7 @@ def average_decay(settings: TrainingSettings, ticks: Sequence[Tick]) -> Callable
 
 
 class Timeline:
-    """What is frozen, dropped and minimised at each step of a model's training.
+    """What is frozen, dropped, seen and minimised at each step of a model's training.
 
     Args:
         model: built; what is frozen in it stays frozen in all phases.
@@ -153,11 +153,12 @@ class Timeline:
 
     Raises:
         UserError: a pattern matches no variable, or one that is frozen for good, one moment both freezes and unfreezes
-            a variable, nothing is left that is trained, or there is no dropout that could be changed.
+            a variable, nothing is left that is trained, there is no dropout that could be changed, or the model sees
+            no pictures of other sizes.
     """
 
     def __init__(self, model: keras.Model, ticks: Sequence[Tick], objective: PhasedObjective | None = None):
-        self.ticks, self.objective = ticks, objective or PhasedObjective([(0, None)])
+        self.model, self.ticks, self.objective = model, ticks, objective or PhasedObjective([(0, None)])
         self._variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.trainable_variables}
         self._frozen_for_good = [v.path.removeprefix(f"{model.name}/") for v in frozen_weights(model)]
         self._dropouts = [(layer, layer.rate) for layer in model._flatten_layers() if getattr(layer, "rate", 0)]
@@ -189,6 +190,8 @@ class Timeline:
                         raise UserError(f"{tick.place}: {path} is both frozen and unfrozen at step {tick.step:,}")
             if tick.settings.dropout is not None and not self._dropouts:
                 raise UserError(f"{tick.place}.dropout: the model has no dropout; begin with a small rate of it")
+            if tick.settings.picture_scale is not None and getattr(self.model, "picture_scale", None) is None:
+                raise UserError(f"{tick.place}.picture_scale: the model sees nothing of another size; leave it out")
             if tick.settings.freeze and len(self.frozen(tick.step)) == len(self._variables):
                 raise UserError(f"{tick.place}.freeze: nothing is left to be trained; freeze less")
 
@@ -221,15 +224,17 @@ class Timeline:
         frozen = self.frozen(step)
         for path, variable in self._variables.items():
             variable.trainable = path not in frozen
-        rates = [tick.settings.dropout for tick in self._until(step) if tick.settings.dropout is not None]
         for layer, rate in self._dropouts:
-            layer.rate = rates[-1] if rates else rate
+            layer.rate = values_of("dropout", rate, self._until(step))[-1][1]
+        if any(tick.settings.picture_scale for tick in self.ticks):
+            self.model.picture_scale = values_of("picture_scale", 1.0, self._until(step))[-1][1]
         self.objective.set_phase(step)
         return self._phase() != before
 
     def _phase(self) -> tuple:
         trainable = [variable.trainable for variable in self._variables.values()]
-        return trainable, [layer.rate for layer, _ in self._dropouts], self.objective.objective
+        scale = getattr(self.model, "picture_scale", None)
+        return trainable, [layer.rate for layer, _ in self._dropouts], scale, self.objective.objective
 
     def changes_at(self, step: int) -> str:
         """What the ticks of a step change, in words."""

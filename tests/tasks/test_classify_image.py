@@ -198,10 +198,23 @@ def test_a_mixed_example_has_the_loss_of_both_labels_by_their_share(task):
 
 
 def test_mirrored_answers_are_the_same_for_a_picture_and_its_mirror_image():
-    task = build(MultilayerPerceptronSettings(num_layers=0), mirror_answers=True)
+    task = build(MultilayerPerceptronSettings(num_layers=0), answer_views=2)
     task.model.set_weights([np.eye(4, 3), np.zeros(3)])
     batch = {"image": PIXELS.reshape(1, 4)}
     mirrored = {"image": PIXELS[:, ::-1].reshape(1, 4)}
     np.testing.assert_allclose(*(task.forward(task.model, each, False) for each in (batch, mirrored)), atol=1e-6)
     in_training = [task.forward(task.model, each, True) for each in (batch, mirrored)]
     assert not np.allclose(*in_training, atol=1e-3)
+
+
+def test_six_views_are_a_picture_and_what_it_is_when_moved_and_mirrored():
+    task = build(
+        MultilayerPerceptronSettings(num_layers=0), answer_views=6, height=3, width=3, mean=(0.0,), stddev=(1.0,)
+    )
+    task.model.set_weights([np.eye(9, 3), np.zeros(3)])  # the logits are the first row
+    picture = np.uint8([[0, 51, 255], [102, 204, 0], [153, 0, 51]])
+    around = np.pad(picture / 255, 1, "reflect")
+    first_rows = [0.5 * around[1, 1:4], 0.25 * around[2, 2:5], 0.25 * around[0, 0:3]]
+    expected = sum(0.5 * (row + row[::-1]) for row in first_rows)
+    batch = {"image": picture.reshape(1, 9)}
+    np.testing.assert_allclose(task.forward(task.model, batch, False)[0, 0], expected, atol=1e-6)

@@ -9,7 +9,10 @@ import pytest
 import tensorflow as tf
 
 from kerasllm.errors import UserError
+from kerasllm.models.conv_net import ConvNet
 from kerasllm.models.encoder_decoder import EncoderDecoder
+from kerasllm.models.settings import ConvolutionLayerSettings
+from kerasllm.models.vision_transformer import VisionTransformer
 from kerasllm.training.objectives import PhasedObjective
 from kerasllm.training.schedule_settings import ConstantSettings, CosineSettings
 from kerasllm.training.schedules import build_schedule
@@ -186,6 +189,31 @@ def test_dropout_changes_where_there_is_some_and_comes_back(model):
 def test_patterns_that_cannot_be_meant(model, ticks, message):
     with pytest.raises(UserError, match=message):
         Timeline(model, resolved(*(TickSettings(**tick) for tick in ticks)))
+
+
+def test_pictures_grow_while_a_network_is_trained_and_are_whole_when_it_answers():
+    network = ConvNet(8, 8, 1, 2, layers=(ConvolutionLayerSettings(name="convolution", filters=4),))
+    timeline = Timeline(
+        network, resolved(TickSettings(at_step=0, picture_scale=0.5), TickSettings(at_step=9, picture_scale=1))
+    )
+    pictures = tf.random.normal([2, 8, 8, 1])
+    for step, side in ((0, 4), (8, 4), (9, 8)):
+        timeline.set_phase(step)
+        assert network.features(pictures, training=True).shape == (2, side, side, 4)
+        assert network.features(pictures).shape == (2, 8, 8, 4)
+
+
+def test_another_scale_of_pictures_needs_a_new_trace():
+    network = ConvNet(8, 8, 1, 2, layers=(ConvolutionLayerSettings(name="convolution", filters=4),))
+    timeline = Timeline(network, resolved(TickSettings(at_step=3, picture_scale=0.5)))
+    assert [timeline.set_phase(step) for step in (0, 3, 4)] == [False, True, False]
+
+
+def test_pictures_cannot_grow_where_only_one_size_fits(model):
+    transformer = VisionTransformer(8, 8, 1, 2, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
+    for one_size in (model, transformer):
+        with pytest.raises(UserError, match=r"ticks\[0\]\.picture_scale: the model sees nothing of another size"):
+            Timeline(one_size, resolved(TickSettings(at_step=1, picture_scale=0.5)))
 
 
 def test_dropout_cannot_change_where_there_is_none():
