@@ -62,7 +62,7 @@ class TickSettings(Settings):
     """Rate of every dropout layer that has had one."""
     picture_scale: float | None = Field(default=None, gt=0, le=1)
     """Sides of the pictures that the model is trained on, over those that it answers: at 0.75 a step of a network of
-    convolutions takes 0.56 of the time. Before the first such tick it is 1."""
+    convolutions has 0.56 of the arithmetic. Before the first such tick it is 1."""
     accumulate_batches: int | None = Field(default=None, ge=1)
     """As `training.accumulate_batches`: the effective batch grows. Not with `at_share`, which depends on it."""
     average_decay: float | None = Field(default=None, ge=0, lt=1)
