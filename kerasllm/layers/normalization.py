@@ -100,11 +100,13 @@ class BatchNormalization(keras.layers.Layer):
         synchronized: whether the batch is that of all replicas, or that of each by itself. Micro-batches are always
             normalized one by one.
 
+    It computes in float32 whatever the precision of x, which is that of y.
+
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, synchronized: bool = False, **kwargs):
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**{**kwargs, "dtype": "float32"}, autocast=False)
         self.momentum, self.epsilon, self.synchronized = momentum, epsilon, synchronized
 
     def build(self, input_shape):
@@ -147,6 +149,7 @@ class BatchNormalization(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """By mean and variance of the x of all replicas, in two rounds, so that no digits are lost."""
         axes = [0, 1, 2]
+        kind, x = x.dtype, tf.cast(x, tf.float32)
 
         def over_all(values: tf.Tensor) -> tf.Tensor:
             return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
@@ -156,7 +159,7 @@ class BatchNormalization(keras.layers.Layer):
         centred = x - mean
         variance = over_all(tf.reduce_sum(tf.square(centred), axes)) / count
         y = centred * (tf.math.rsqrt(variance + self.epsilon) * self.scale) + self.offset
-        return y, mean, variance * count / tf.maximum(count - 1.0, 1.0)
+        return tf.cast(y, kind), mean, variance * count / tf.maximum(count - 1.0, 1.0)
 
     def as_linear(self) -> tuple[tf.Tensor, tf.Tensor]:
         """What each channel is multiplied by, and what is then added to it, when it answers: two tensors [C]."""

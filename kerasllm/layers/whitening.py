@@ -20,12 +20,15 @@ class Whitening(keras.layers.Layer):
     Args:
         kernel_size: k.
 
+    It computes in float32 whatever the precision around it: what is rounded off a pixel is as much as directions of
+    little variance have.
+
     Reference: [Jordan, 2024](https://arxiv.org/abs/2404.00498), section 3.2, after
     [Page, 2018](https://myrtle.ai/learn/how-to-train-your-resnet/).
     """
 
     def __init__(self, kernel_size: int = 2, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.kernel_size = kernel_size
 
     def build(self, input_shape):

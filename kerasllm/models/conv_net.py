@@ -48,7 +48,7 @@ class ConvNet(PictureNetwork):
         self.parts = [_build_layer(each, f"layer_{index}") for index, each in enumerate(layers)]
         is_dense = [isinstance(each, DenseLayerSettings) for each in layers]
         self.first_dense = is_dense.index(True) if True in is_dense else len(layers)
-        self.head = keras.layers.Dense(num_classes, name="head")
+        self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
         self.build_for(height, width, channels)
 
     def embed(self, pictures: tf.Tensor, training: bool = False) -> tf.Tensor:

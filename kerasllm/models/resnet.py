@@ -69,7 +69,7 @@ class ResNet(PictureNetwork):
         if order == "pre":
             self.last_normalization = normalization_of_channels(normalization, name="last_normalization")
         self.dropout = Dropout(dropout, name="dropout")
-        self.head = keras.layers.Dense(num_classes, name="head")
+        self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
         self.build_for(height, width, channels)
 
     def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -61,7 +61,7 @@ class VisionTransformer(PictureNetwork):
             for index in range(num_layers)
         ]
         self.last_normalization = LayerNormalization(name="last_normalization")
-        self.head = keras.layers.Dense(num_classes, name="head")
+        self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
         self.build_for(height, width, channels)
 
     def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -4,9 +4,13 @@ import inspect
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasllm.models
+from kerasllm.environment import compute_precision
+from kerasllm.layers.picture_network import PictureNetwork
 from kerasllm.models import model_class, settings
 
 NAMES = sorted({path.stem for path in Path(kerasllm.models.__file__).parent.glob("[a-z]*.py")} - {"settings"})
@@ -36,3 +40,16 @@ def test_its_settings_are_its_arguments_with_the_same_defaults(name):
     assert set(defaults) == {key for key, value in arguments.items() if value.default is not inspect.Parameter.empty}
     for key, value in defaults.items():
         assert arguments[key].default == value, key
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if issubclass(model_class(name), PictureNetwork)])
+def test_logits_of_pictures_are_float32_and_as_good_as_the_products_before_them(name):
+    pictures, logits = tf.random.stateless_normal([4, 16, 16, 3], [1, 2]), {}
+    for precision in ("float32", "bfloat16"):
+        keras.utils.set_random_seed(1)
+        with compute_precision(precision):
+            model = model_class(name)(16, 16, 3, 5)
+        logits[precision] = model(pictures, training=True)
+        assert logits[precision].dtype == tf.float32
+    wanted = logits["float32"]
+    assert 0 < np.abs(logits["bfloat16"] - wanted).max() < 0.1 * np.std(wanted)

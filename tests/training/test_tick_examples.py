@@ -8,6 +8,7 @@ import pytest
 
 import kerasllm
 from kerasllm.layers.normalization import gated_normalization
+from kerasllm.models.conv_net import ConvNet
 from kerasllm.models.encoder_decoder import EncoderDecoder
 from kerasllm.recipe import load_recipe
 from kerasllm.training.normalization_gates import build_gates, gated_layers
@@ -17,7 +18,13 @@ from kerasllm.training.ticks import Timeline, TimelineSchedule, resolve_ticks
 PAGE = (Path(kerasllm.__file__).parent / "README.md").read_text("utf-8")
 SECTION = PAGE.partition("\n## Ticks\n")[2].partition("\n## ")[0]
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
-RECIPE = """\
+OF_PICTURES = """\
+task: classify_image
+data: {source: built_in, name: digits, train: 300, validation: 20}
+picture: {height: 8, width: 8, channels: 1}
+training: {train_epochs: 5}
+"""
+OF_SENTENCES = """\
 task: translate
 data: {source: built_in, name: dates, train: 300, validation: 20}
 model: {num_layers: 6, num_heads: 2, hidden_dim: 8, intermediate_dim: 8}
@@ -31,13 +38,14 @@ def timeline_of(tmp_path):
     """Resolves the ticks of an example for a run of 5 epochs, and checks all that is checked before the first step."""
 
     def timeline_of(example):
-        (tmp_path / "r.yaml").write_text(RECIPE + example)
+        pictures = "picture_scale" in example
+        (tmp_path / "r.yaml").write_text((OF_PICTURES if pictures else OF_SENTENCES) + example)
         recipe = load_recipe(tmp_path / "r.yaml")
         places = [recipe.place("ticks", index) for index in range(len(recipe.ticks))]
         ticks = resolve_ticks(recipe.ticks, places, range(0, TOTAL + 1, EPOCH), TOTAL)
         keras.utils.set_random_seed(1)
         with gated_normalization(gated_layers(recipe.ticks)):
-            model = EncoderDecoder(10, **recipe.model.model_dump())
+            model = ConvNet(8, 8, 1, 10) if pictures else EncoderDecoder(10, **recipe.model.model_dump())
         TimelineSchedule(build_schedule(recipe.training.schedule, 1.0, TOTAL), ticks, TOTAL)
         return Timeline(model, ticks), build_gates(model, ticks, TOTAL)
 
