@@ -51,7 +51,7 @@ def _keep_freed_memory() -> None:
 
 
 # Keras imports them if they are there, for wrappers and galleries that no command uses: a quarter of its start.
-UNUSED_BY_COMMANDS = ("sklearn", "matplotlib.pyplot")
+UNUSED_BY_COMMANDS = ("sklearn", "matplotlib")
 
 
 def load_tensorflow(without: Sequence[str] = ()) -> None:
