@@ -43,14 +43,14 @@ class Vae(keras.Model):
         self.latent_dim, self.coarse = latent_dim, (height // shrink, width // shrink, filters[-1])
         self.down = [Convolution(each, 3, 2, use_bias=True, name=f"down_{i}") for i, each in enumerate(filters)]
         self.hidden = keras.layers.Dense(hidden_dim, "relu", name="hidden")
-        self.statistics = keras.layers.Dense(2 * latent_dim, name="statistics")
-        self.sample = NormalSample(name="sample")
+        self.statistics = keras.layers.Dense(2 * latent_dim, dtype="float32", name="statistics")
+        self.sample = NormalSample(dtype="float32", name="sample")
         self.back = keras.layers.Dense(hidden_dim, "relu", name="back")
         self.places = keras.layers.Dense(self.coarse[0] * self.coarse[1] * self.coarse[2], "relu", name="places")
         self.up = [
             Convolution(each, 3, use_bias=True, name=f"up_{i}") for i, each in enumerate((*filters[-2::-1], filters[0]))
         ]
-        self.pixels = Convolution(channels, 3, use_bias=True, name="pixels")
+        self.pixels = Convolution(channels, 3, use_bias=True, dtype="float32", name="pixels")
         self.call(tf.zeros([1, height, width, channels]))  # now, so that weights can be loaded and counted
         self.built = True  # and not by a call of the model itself, after which it could get no further layer
 
