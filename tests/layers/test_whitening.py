@@ -21,7 +21,7 @@ def test_patches_vary_by_one_in_every_direction_and_independently():
         layer, inside = learnt(size), slice(1, 7 - size)
         y = np.asarray(layer(PICTURES))[:, inside, inside]  # no patch of these meets the border
         first, opposite = np.split(y.reshape(-1, y.shape[-1]), 2, axis=1)
-        np.testing.assert_allclose(opposite, -first, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(opposite, -first, rtol=0, atol=2e-5)
         moments = first.T @ first / len(first)
         np.testing.assert_allclose(moments, np.eye(2 * size**2), atol=0.1)
 
