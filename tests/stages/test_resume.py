@@ -193,6 +193,7 @@ def test_stopped_at_any_moment(run_python, tmp_path):
     draw, stopped, straight = random.Random(1), tmp_path / "stopped", tmp_path / "straight"
     stops = {
         "at the beginning": ({"operation": draw.randrange(8)}, -9),
+        "anywhere": ({"operation": draw.randrange(30, 90)}, -9),
         "saving what is evaluated": ({"operation": draw.randrange(1, 8), "path": "step_00000015"}, -9),
         "disk full": ({"operation": 2, "path": "state.npz", "error": errno.ENOSPC}, 2),
         "at any moment": ({"signal": signal.SIGKILL, "seconds": draw.uniform(0.0, 0.2)}, -9),

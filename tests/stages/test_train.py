@@ -13,6 +13,16 @@ from kerasllm.runs.training_run import build_scheduled_optimizer
 from kerasllm.stages import train as stage
 from kerasllm.training.settings import StepPlan
 
+
+def test_a_run_of_another_recipe_is_refused(train, tmp_path, recipe):
+    assert train(tmp_path / "run", "--set", "training.train_steps=3").returncode == 0
+    before = sorted((tmp_path / "run").rglob("*"))
+    refused = train(tmp_path / "run", "--set", "training.train_steps=3", "--set", "model.dropout=0.3")
+    assert refused.returncode == 2
+    assert "was made by another recipe: model.dropout (0.3, not 0.2)" in refused.stderr
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
 FILES = "{source: a.txt, target: b.txt}"
 
 

@@ -81,10 +81,10 @@ def straight():
     return trained(1, 1)
 
 
-@pytest.mark.parametrize(("num_replicas", "micro_batches", "is_scaled"), [(1, 3, 0), (2, 3, 1)])
+@pytest.mark.parametrize(("num_replicas", "micro_batches", "is_scaled"), [(1, 3, 0), (2, 1, 0), (2, 3, 0), (2, 3, 1)])
 def test_a_step_is_the_same_however_the_batch_is_split(straight, num_replicas, micro_batches, is_scaled):
-    """With unequal padding, clipping and an average; two replicas with three micro-batches give every micro-batch one
-    row, some of them hardly a token. There a loss scale comes in as well, which is doubled on the way."""
+    """With unequal padding, clipping and an average; (2, 3) gives every micro-batch one row, some of them hardly a
+    token. The last one has a loss scale besides, which is doubled on the way."""
     split = trained(num_replicas, micro_batches, is_scaled)
     ours, theirs = (np.concatenate(each["weights"]) for each in (split, straight))
     assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
