@@ -163,7 +163,7 @@ def _build_picture_augmentation(settings: AugmentationSettings, shapes: Mapping[
     if isinstance(settings, FlipSettings):
         return Flip(shapes)
     if isinstance(settings, ShiftSettings):
-        return Shift(shapes, settings.pixels)
+        return Shift(shapes, settings.pixels, settings.padding)
     if isinstance(settings, CutoutSettings):
         return Cutout(shapes, settings.size)
     if isinstance(settings, MixUpSettings | CutMixSettings):

@@ -51,14 +51,15 @@ class Flip(PictureAugmentation):
 
 
 class Shift(PictureAugmentation):
-    """Moves each picture by 0 to `reach` pixels up or down, and as many left or right; what comes in is 0.
+    """Moves each picture by 0 to `reach` pixels up or down, and as many left or right.
 
-    It is the same as to crop a picture that has `reach` zeros around it.
+    It is the same as to crop a picture that has `reach` pixels more around it: zeros, or, with "reflect" as `padding`,
+    the picture mirrored at its outermost pixels, which do not come twice.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], reach: int):
+    def __init__(self, shapes: Mapping[str, Shape], reach: int, padding: str = "zeros"):
         super().__init__(shapes)
-        self.reach = reach
+        self.reach, self.mode = reach, "constant" if padding == "zeros" else padding
 
     def check(self) -> None:
         for height, width, _ in self.shapes.values():
@@ -69,7 +70,7 @@ class Shift(PictureAugmentation):
         _, height, width, _ = pictures.shape
         first = draw.integers(2 * self.reach + 1, 2)  # [B, 2], of the crop: from the top, from the left
         margin = (self.reach, self.reach)
-        padded = np.pad(pictures, [(0, 0), margin, margin, (0, 0)])
+        padded = np.pad(pictures, [(0, 0), margin, margin, (0, 0)], self.mode)
         rows = first[:, 0, np.newaxis] + np.arange(height)  # [B, H]
         columns = first[:, 1, np.newaxis] + np.arange(width)  # [B, W]
         examples = np.arange(len(pictures))[:, np.newaxis, np.newaxis]

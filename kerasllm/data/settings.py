@@ -124,7 +124,9 @@ class ShiftSettings(Settings):
 
     name: Literal["shift"]
     pixels: int = Field(ge=1)
-    """Greatest way in each direction; what comes in is 0."""
+    """Greatest way in each direction."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """What comes in: 0, or the picture mirrored at its outermost pixels."""
 
 
 class CutoutSettings(Settings):

@@ -19,6 +19,8 @@ class Whitening(keras.layers.Layer):
 
     Args:
         kernel_size: k.
+        padding: "same" puts zeros around the picture, "valid" sees whole patches only; pictures narrower than k get
+            zeros in any case.
 
     It computes in float32 whatever the precision around it: what is rounded off a pixel is as much as directions of
     little variance have.
@@ -27,9 +29,9 @@ class Whitening(keras.layers.Layer):
     [Page, 2018](https://myrtle.ai/learn/how-to-train-your-resnet/).
     """
 
-    def __init__(self, kernel_size: int = 2, **kwargs):
+    def __init__(self, kernel_size: int = 2, padding: str = "same", **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        self.kernel_size = kernel_size
+        self.kernel_size, self.padding = kernel_size, padding
 
     def build(self, input_shape):
         filters = 2 * self.kernel_size**2 * input_shape[-1]
@@ -51,6 +53,7 @@ class Whitening(keras.layers.Layer):
         self.kernel.assign(np.concatenate([kernel, -kernel], axis=-1))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """x: [B, H, W, D] -> [B, H, W, 2 k k D], with zeros around the picture."""
-        y = tf.nn.conv2d(x, tf.convert_to_tensor(self.kernel), 1, "SAME")
+        """x: [B, H, W, D] -> [B, H, W, 2 k k D], or with k - 1 fewer rows and columns."""
+        padding = self.padding.upper() if min(x.shape[1:3]) >= self.kernel_size else "SAME"
+        y = tf.nn.conv2d(x, tf.convert_to_tensor(self.kernel), 1, padding)
         return tf.nn.bias_add(y, tf.convert_to_tensor(self.bias))

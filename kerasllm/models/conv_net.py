@@ -31,6 +31,7 @@ class ConvNet(PictureNetwork):
         num_classes: C.
         layers: settings of each, in their order; before the first dense one what was seen is averaged over all places.
             One more dense layer, without activation, gives the logits.
+        logit_scale: what the logits are multiplied by.
 
     Reference: [LeCun et al., 1998](https://doi.org/10.1109/5.726791).
     """
@@ -42,12 +43,14 @@ class ConvNet(PictureNetwork):
         channels: int,
         num_classes: int,
         layers: Sequence = ConvNetSettings().layers,
+        logit_scale: float = ConvNetSettings().logit_scale,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.parts = [_build_layer(each, f"layer_{index}") for index, each in enumerate(layers)]
         is_dense = [isinstance(each, DenseLayerSettings) for each in layers]
         self.first_dense = is_dense.index(True) if True in is_dense else len(layers)
+        self.logit_scale = logit_scale
         self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
         self.build_for(height, width, channels)
 
@@ -61,7 +64,7 @@ class ConvNet(PictureNetwork):
 
     def logits_of(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """features: [B, H', W', F], from `features` -> logits [B, C]."""
-        return self.head(self._go_on(features, training))
+        return self.logit_scale * self.head(self._go_on(features, training))
 
     def _go_on(self, features: tf.Tensor, training: bool) -> tf.Tensor:
         return self._apply(self.parts[self.first_dense :], tf.reduce_mean(features, axis=[1, 2]), training)
@@ -106,10 +109,10 @@ class ActivatedConvolution(keras.layers.Layer):
 
 
 class ActivatedWhitening(Whitening):
-    """Whitening and activation: [B, H, W, D] -> [B, H, W, C]."""
+    """Whitening and activation: [B, H, W, D] -> [B, H', W', C]."""
 
     def __init__(self, settings: WhiteningLayerSettings, **kwargs):
-        super().__init__(settings.kernel_size, **kwargs)
+        super().__init__(settings.kernel_size, settings.padding, **kwargs)
         self.activation = activation_of(settings.activation)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -117,18 +120,22 @@ class ActivatedWhitening(Whitening):
 
 
 class Pool(keras.layers.Layer):
-    """The greatest of each square of places: [B, H, W, C] -> [B, H / s, W / s, C]."""
+    """The greatest of each square of places: [B, H, W, C] -> [B, H / s, W / s, C], rounded down.
+
+    What is narrower than s is one square as it is, so that something is left of pictures of any size.
+    """
 
     def __init__(self, size: int, **kwargs):
         super().__init__(**kwargs)
         self.size = size
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return tf.nn.max_pool2d(x, self.size, self.size, "SAME")
+        sides = [min(self.size, side) for side in x.shape[1:3]]
+        return tf.nn.max_pool2d(x, sides, sides, "VALID")
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
-        return batch, -(-height // self.size), -(-width // self.size), channels
+        return batch, max(1, height // self.size), max(1, width // self.size), channels
 
 
 class ActivatedDense(keras.layers.Dense):

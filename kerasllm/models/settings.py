@@ -89,6 +89,8 @@ class WhiteningLayerSettings(Settings):
     name: Literal["whitening"]
     kernel_size: Literal[2, 3] = 2
     """k: of pictures with D channels it makes 2 k k D."""
+    padding: Literal["same", "valid"] = "same"
+    """With zeros around the picture, or whole patches only, which are k - 1 fewer on each side."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
 
 
@@ -131,6 +133,8 @@ class ConvNetSettings(Settings):
     )
     """One after the other. What a convolution sees is averaged over all places before the first dense layer; after that
     there can be dense layers and dropout only."""
+    logit_scale: float = Field(default=1.0, gt=0)
+    """What the logits are multiplied by; with s the last layer learns s^2 times as fast."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "ConvNetSettings":

@@ -106,16 +106,20 @@ def build_trainer(
     teachers: dict[str, Teacher],
 ) -> Trainer:
     """What takes the steps of a timeline."""
+    decay = average_decay(settings, ticks)
+    if settings.lookahead_every_steps is not None and decay is None:
+        raise UserError("training.lookahead_every_steps: there is no average to go on from; give average_decay, too")
     return Trainer(
         model,
         objective,
         settings.clip_norm,
         settings.l1,
         settings.l2,
-        average_decay(settings, ticks),
+        decay,
         build_gates(model, ticks, plan.total_steps),
         build_guard(settings),
         helpers_of(teachers.values()),
+        settings.lookahead_every_steps,
     )
 
 

@@ -48,6 +48,9 @@ class TrainingSettings(Settings):
     """Parts that a replica takes its share of a planned batch in, one after the other: less memory, the same step."""
     average_decay: float | None = Field(default=None, ge=0, lt=1)
     """Per step, of a moving average of the weights, which then is what answers; null keeps none."""
+    lookahead_every_steps: int | None = Field(default=None, ge=2)
+    """Optimizer steps after which the weights go on from their average, so that what they do in between is tried and
+    only partly followed ([Zhang et al., 2019](https://arxiv.org/abs/1907.08610)); null leaves them."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the matrix products while training; weights, sums and what is published are float32 in any case. bfloat16 is
     fast where the processor has it (AMX, AVX-512 BF16, GPUs from Ampere on). float16, for older GPUs, has a loss scale

@@ -44,6 +44,8 @@ class Trainer(keras.Model):
         guard: decides which steps count, and scales the loss for float16; the optimizer is then one of
             `build_optimizer`. Without it all steps count.
         helpers: variables of the objective that are trained with the model and are no part of it.
+        lookahead_every: steps after which the weights become the average, and go on from there
+            ([Zhang et al., 2019](https://arxiv.org/abs/1907.08610)); None leaves them. Needs `average_decay`.
 
     What is frozen when the trainer is made stays so: it is neither averaged nor watched by a step.
 
@@ -63,13 +65,14 @@ class Trainer(keras.Model):
         gates: Sequence[Gate] = (),
         guard: StepGuard | None = None,
         helpers: Sequence[keras.Variable] = (),
+        lookahead_every: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.model = model
         self.objective = objective
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
-        self.average_decay = average_decay
+        self.average_decay, self.lookahead_every = average_decay, lookahead_every
         self.gates, self.guard, self.helpers = gates, guard, list(helpers)
         self.input_wait_seconds = 0.0
         self.left_out: tuple[keras.Variable, ...] = ()
@@ -234,10 +237,20 @@ class Trainer(keras.Model):
         else:
             self.optimizer.apply_if(applies, gradients, variables)
         if self.average_decay is not None:
-            decay = self.average_decay(self.optimizer.iterations.value)
-            for average, variable in zip(self.averages, self.averaged_weights, strict=True):
-                after = variable + decay * (average - variable)
-                average.assign(after if applies is None else tf.where(applies, after, average.value))
+            self._average(tf.constant(True) if applies is None else applies)
+
+    def _average(self, applies: tf.Tensor) -> None:
+        """Moves the average towards the weights, if the step applies, and at times the weights to the average."""
+        step = self.optimizer.iterations.value
+        decay = self.average_decay(step)
+        for average, variable in zip(self.averages, self.averaged_weights, strict=True):
+            after = variable + decay * (average - variable)
+            average.assign(tf.where(applies, after, average.value))
+            if self.lookahead_every is not None:
+                returns = tf.logical_and(applies, tf.equal(step % self.lookahead_every, 0))
+                # Of this replica's copy, as `after` is the same on all of them.
+                after = tf.where(returns, after, variable.value)
+                tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=after)
 
     def _seed_step(self) -> None:
         """Sets each random generator of the model, such as that of a dropout layer, to its state of this step.

@@ -52,6 +52,8 @@ def test_shift():
     assert changed(Shift(SMALL, 1), 0, 2) == [[0, 0, 0, 0], [2, 3, 4, 0], [6, 7, 8, 0], [10, 11, 12, 0]]
     assert changed(Shift(SMALL, 2), 4, 1) == [[0, 9, 10, 11], [0, 13, 14, 15], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert changed(Shift(SMALL, 2), 2, 2) == PICTURE.reshape(4, 4).tolist()
+    mirrored = [[6, 5, 6, 7], [2, 1, 2, 3], [6, 5, 6, 7], [10, 9, 10, 11]]
+    assert changed(Shift(SMALL, 1, "reflect"), 0, 0) == mirrored
 
 
 def test_cutout():

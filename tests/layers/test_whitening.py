@@ -9,8 +9,8 @@ SHARED = DRAW.normal(size=(300, 1, 1, 1))
 PICTURES = (SHARED + DRAW.normal(size=(300, 6, 6, 2)) * [0.5, 0.1]).astype("float32")
 
 
-def learnt(size):
-    layer = Whitening(size)
+def learnt(size, padding="same"):
+    layer = Whitening(size, padding)
     layer.build(PICTURES.shape)
     layer.learn(PICTURES)
     return layer
@@ -40,3 +40,13 @@ def test_only_the_bias_is_trained():
     before = np.asarray(layer(PICTURES))
     layer.bias.assign(np.arange(16))
     np.testing.assert_allclose(layer(PICTURES) - before, np.broadcast_to(np.arange(16.0), before.shape), atol=1e-4)
+
+
+def test_whole_patches_only_are_what_is_seen_inside_a_margin_of_zeros():
+    for size in (2, 3):
+        before = (size - 1) // 2
+        inside = slice(before, before + 7 - size)
+        padded, valid = (np.asarray(learnt(size, padding)(PICTURES)) for padding in ("same", "valid"))
+        np.testing.assert_allclose(valid, padded[:, inside, inside], atol=1e-4)
+        narrow = np.asarray(learnt(size, "valid")(PICTURES[:, :, : size - 1]))
+        assert narrow.shape[1:3] == (6, size - 1)

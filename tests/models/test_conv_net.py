@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasllm.layers.convolution import fold_normalizations
-from kerasllm.models.conv_net import ConvNet
+from kerasllm.models.conv_net import ConvNet, Pool
 from kerasllm.models.settings import (
     ConvNetSettings,
     ConvolutionLayerSettings,
@@ -42,6 +42,20 @@ def test_what_is_pooled_is_normalized_afterwards():
     before = model(PICTURES).numpy()
     fold_normalizations(model)
     np.testing.assert_array_equal(model(PICTURES), before)
+
+
+def test_what_is_left_over_at_the_edge_is_in_no_square_unless_there_is_no_other():
+    rows = np.arange(25.0).reshape(1, 5, 5, 1)
+    for size, expected in ((2, [[6, 8], [16, 18]]), (3, [[12]]), (5, [[24]]), (6, [[24]])):
+        layer = Pool(size)
+        np.testing.assert_array_equal(layer(rows)[0, :, :, 0], expected)
+        assert layer.compute_output_shape(rows.shape) == layer(rows).shape
+    np.testing.assert_array_equal(Pool(2)(rows[:, :1])[0, :, :, 0], [[1, 3]])
+
+
+def test_logits_are_scaled():
+    model = ConvNet(4, 4, 1, 2, ConvNetSettings().layers, logit_scale=0.25)
+    np.testing.assert_allclose(model(PICTURES), 0.25 * model.head(model.embed(PICTURES)), rtol=1e-6)
 
 
 def test_without_a_dense_layer_the_places_are_averaged():

@@ -87,7 +87,8 @@ OPTIMIZERS = [AdamWSettings(), MomentumSettings(), LionSettings(), MuonSettings(
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
 def test_a_skipped_step_leaves_every_bit(settings, compiled):
     """Weights, statistics of the forward pass, slots and average; `iterations` alone goes on."""
-    trainer = guarded(StepGuard(spike_factor=3.0, spike_window_steps=1), settings, average_decay=lambda step: 0.9)
+    guard, averaging = StepGuard(spike_factor=3.0, spike_window_steps=1), {"average_decay": lambda step: 0.9}
+    trainer = guarded(guard, settings, **averaging, lookahead_every=2)
     take = tf.function(trainer.train_step, autograph=False) if compiled else trainer.train_step
     assert float(take([tf.constant([1.0, 2.0])])["applied"]) == 1
 

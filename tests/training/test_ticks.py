@@ -334,6 +334,22 @@ def test_the_average_of_the_weights_by_hand():
     assert float(layer.kernel.numpy().squeeze()) == pytest.approx(0.7)
 
 
+def test_weights_that_look_ahead_go_on_from_their_average():
+    """As above, every second step: 0.9 and 0.8 have the average 0.85, from where it goes to 0.75 and 0.65."""
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    layer.build((None, 1))
+    decay = average_decay(training(average_decay=0.5), [])
+    objective = lambda model, x, training: (model(x), tf.ones_like(x))  # noqa: E731
+    trainer = Trainer(layer, objective, average_decay=decay, lookahead_every=2)
+    trainer.compile(optimizer=keras.optimizers.SGD(0.1))
+    found = []
+    for _ in range(4):
+        trainer.train_step([tf.constant([[1.0]])])
+        found.append(float(layer.kernel.numpy().squeeze()))
+    third = 0.5 * 0.85 + 0.5 * 0.75
+    assert found == pytest.approx([0.9, 0.85, 0.75, 0.5 * third + 0.5 * 0.65])
+
+
 @pytest.mark.parametrize(
     ("tick", "message"),
     [

@@ -55,7 +55,8 @@ def objective(model, ids, training):
 with strategy.scope():
     model = EncoderDecoder(20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.0)
     guard = StepGuard(loss_scale=LossScale(growth_steps=3)) if is_scaled else None
-    trainer = Trainer(model, objective, clip_norm=0.05, average_decay=lambda step: tf.constant(0.5), guard=guard)
+    averaging = {"average_decay": lambda step: tf.constant(0.5), "lookahead_every": 3}
+    trainer = Trainer(model, objective, clip_norm=0.05, guard=guard, **averaging)
     optimizer = build_optimizer(AdamWSettings(epsilon=1e-4), 0.01, model.trainable_variables)
     trainer.compile(optimizer=optimizer)
 signature = (tf.TensorSpec([None, None], tf.int32),) * micro_batches
@@ -83,8 +84,8 @@ def straight():
 
 @pytest.mark.parametrize(("num_replicas", "micro_batches", "is_scaled"), [(1, 3, 0), (2, 1, 0), (2, 3, 0), (2, 3, 1)])
 def test_a_step_is_the_same_however_the_batch_is_split(straight, num_replicas, micro_batches, is_scaled):
-    """With unequal padding, clipping and an average; (2, 3) gives every micro-batch one row, some of them hardly a
-    token. The last one has a loss scale besides, which is doubled on the way."""
+    """With unequal padding, clipping and an average that the weights return to; (2, 3) gives every micro-batch one row,
+    some of them hardly a token. The last one has a loss scale besides, which is doubled on the way."""
     split = trained(num_replicas, micro_batches, is_scaled)
     ours, theirs = (np.concatenate(each["weights"]) for each in (split, straight))
     assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
