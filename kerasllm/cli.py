@@ -162,7 +162,7 @@ def new(as_json: bool, **options: Any) -> None:
 @click.argument("recipe")
 @common_options
 def prepare(recipe: str, overrides: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
-    """Read, clean and tokenize the data of RECIPE.
+    """Read, clean and encode the data of RECIPE: texts become tokens, and files of pictures pixels.
 
     RECIPE is a file or a name from `kerasllm recipes`. `train` does this by itself; by hand, it shows what the cleaning
     dropped. The result is kept under a hash of data and settings, in $KERASLLM_CACHE or ~/.cache/kerasllm.

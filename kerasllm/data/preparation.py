@@ -269,7 +269,7 @@ def _write_features(
     chunks = zip(*(each.chunks(_CHUNK_RECORDS) for each in texts), strict=True)
     writers: dict[str, RaggedWriter] = {}
     num_records = 0
-    with ExitStack() as stack, progress(f"tokenize {split}", total=len(texts[0]), unit="records") as bar:
+    with ExitStack() as stack, progress(f"encode {split}", total=len(texts[0]), unit="records") as bar:
         for size, features in _encode_chunks(encode, fields, chunks):
             if RECORD in features:
                 features[RECORD] += num_records

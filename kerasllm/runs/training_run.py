@@ -87,7 +87,7 @@ def build_run(
         schedule, optimizer = build_scheduled_optimizer(recipe, ticks, plan, trained)
         objective = build_objectives(recipe, ticks, task, model, stream, optimizer.iterations, teachers)
         timeline = Timeline(model, ticks, objective)
-        trainer = build_trainer(settings, ticks, plan, model, objective, teachers)
+        trainer = build_trainer(recipe, ticks, plan, model, objective, teachers)
         trainer.compile(optimizer=optimizer)
     held_out = prepared.examples("validation")
     evaluator = Evaluator(task, model, held_out, BatchStream(held_out, recipe.batching, recipe.seed))
@@ -98,17 +98,22 @@ def build_run(
 
 
 def build_trainer(
-    settings: TrainingSettings,
+    recipe: Recipe,
     ticks: list[Tick],
     plan: StepPlan,
     model: keras.Model,
     objective: PhasedObjective,
     teachers: dict[str, Teacher],
 ) -> Trainer:
-    """What takes the steps of a timeline."""
-    decay = average_decay(settings, ticks)
+    """What takes the steps of a timeline.
+
+    Raises:
+        UserError: weights shall go on from an average, and none is kept.
+    """
+    settings, decay = recipe.training, average_decay(recipe.training, ticks)
     if settings.lookahead_every_steps is not None and decay is None:
-        raise UserError("training.lookahead_every_steps: there is no average to go on from; give average_decay, too")
+        place = recipe.place("training", "lookahead_every_steps")
+        raise UserError(f"{place}: there is no average to go on from; give training.average_decay, too")
     return Trainer(
         model,
         objective,

@@ -124,10 +124,11 @@ def test_what_does_not_fit_is_refused_with_its_line_before_anything_is_written(t
     ("change", "message"),
     [
         ("accumulate_batches=12", "accumulate_batches: 12 is more than the 11 batches of an epoch; lower it"),
+        ("lookahead_every_steps=5", "lookahead_every_steps: there is no average to go on from; give training.average_"),
         ("micro_batches=70", "micro_batches: 70 on each of 1 replicas are 70 parts of a batch, which has at most"),
     ],
 )
-def test_a_batch_that_cannot_be_split_or_accumulated(tmp_path, recipe, change, message):
+def test_what_the_batches_or_the_rest_of_the_section_do_not_allow(tmp_path, recipe, change, message):
     with pytest.raises(UserError, match=rf"^--set training\.{message}"):
         stage.train(load_recipe(recipe, [f"training.{change}"]), tmp_path / "run")
 
