@@ -46,12 +46,14 @@ class PictureSettings(Settings):
     down and to the right."""
 
     @model_validator(mode="after")
-    def _check_channels(self) -> PictureSettings:
+    def _check_numbers(self) -> PictureSettings:
         for key in ("mean", "stddev"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise ValueError(f"{key}: must have 1 or {self.channels} numbers, found {len(getattr(self, key))}")
         if min(self.stddev) <= 0:
             raise ValueError("stddev: must be greater than 0")
+        if self.answer_views == 6 and min(self.height, self.width) < 2:
+            raise ValueError("answer_views: a picture of one pixel's height or width cannot be moved; take 2 or 1")
         return self
 
     @property

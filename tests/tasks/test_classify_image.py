@@ -170,6 +170,7 @@ def test_the_likeliest_five_are_measured_where_there_are_more():
     [
         ({"mean": (0.1, 0.2)}, "mean: must have 1 or 3 numbers, found 2"),
         ({"stddev": (0.0,)}, "stddev: must be greater"),
+        ({"answer_views": 6, "width": 1}, "answer_views: a picture of one pixel's height or width cannot be moved"),
     ],
 )
 def test_settings_of_pictures_that_do_not_fit(settings, message):
