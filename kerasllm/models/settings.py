@@ -90,7 +90,7 @@ class WhiteningLayerSettings(Settings):
     kernel_size: Literal[2, 3] = 2
     """k: of pictures with D channels it makes 2 k k D."""
     padding: Literal["same", "valid"] = "same"
-    """With zeros around the picture, or whole patches only, which are k - 1 fewer on each side."""
+    """With zeros around the picture, or whole patches only: k - 1 rows and columns fewer."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
 
 
