@@ -47,6 +47,8 @@ def tiny_overrides(file: Path) -> list[str]:
     chosen = [f"{key}={value}" for key, value in TINY.items() if has_key(known, key)]
     if blocks := known["model"].get("blocks"):
         chosen.append(f"model.blocks={[1] * len(blocks)}")
+    if recipe.training.lookahead_every_steps:  # its average begins by a tick, and these are left out
+        chosen.append("training.average_decay=0.5")
     if known["batching"]["global_batch_size"]:
         chosen.append("batching.global_batch_size=16")
     pretrained = known["model"].get("pretrained")
