@@ -11,6 +11,7 @@ import numpy as np
 
 TIMELINE = """\
   average_decay: 0.9
+  lookahead_every_steps: 3
 augmentation: [{name: token_dropout, rate: 0.2}]
 ticks:
   - {at_step: 2, freeze: "embedding/.*", learning_rate_factor: 0.5, accumulate_batches: 2,
@@ -31,7 +32,8 @@ def gates_of(run_dir, step):
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe, arrays_of):
     """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run.
 
-    With all that a run carries along: ticks of every kind, accumulation, augmentation, and an average of the weights.
+    With all that a run carries along: ticks of every kind, accumulation, augmentation, and an average of the weights that
+    these return to.
     """
     recipe.write_text(recipe.read_text() + TIMELINE)
     straight = train(tmp_path / "straight", "--json")

@@ -339,8 +339,8 @@ def test_weights_that_look_ahead_go_on_from_their_average():
     layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
     layer.build((None, 1))
     decay = average_decay(training(average_decay=0.5), [])
-    objective = lambda model, x, training: (model(x), tf.ones_like(x))  # noqa: E731
-    trainer = Trainer(layer, objective, average_decay=decay, lookahead_every=2)
+    averaging = {"average_decay": decay, "lookahead_every": 2}
+    trainer = Trainer(layer, lambda model, x, training: (model(x), tf.ones_like(x)), **averaging)
     trainer.compile(optimizer=keras.optimizers.SGD(0.1))
     found = []
     for _ in range(4):
