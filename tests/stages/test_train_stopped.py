@@ -32,8 +32,8 @@ def gates_of(run_dir, step):
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(train, tmp_path, recipe, arrays_of):
     """Stopped in mid-epoch by Ctrl-C, and once more killed without warning: the bits are those of a straight run.
 
-    With all that a run carries along: ticks of every kind, accumulation, augmentation, and an average of the weights that
-    these return to.
+    With all that a run carries along: ticks of every kind, accumulation, augmentation, and an average of the weights
+    that these return to.
     """
     recipe.write_text(recipe.read_text() + TIMELINE)
     straight = train(tmp_path / "straight", "--json")
